@@ -26,8 +26,8 @@ process.on("exit", () => rmSync(outdir, { recursive: true, force: true }));
 process.setSourceMapsEnabled(true);
 process.chdir(root);
 globalThis.UVU_DEFER = 1;
-const { exec, QUEUE } = await import("uvu");
-QUEUE.pop();
+const { exec } = await import("uvu");
+const QUEUE = globalThis.UVU_QUEUE;
 for (const f of files) {
 	globalThis.UVU_INDEX = QUEUE.push([f]) - 1;
 	await import(
