@@ -1,0 +1,256 @@
+import { randomUUID } from "node:crypto";
+import { accessSync, constants, existsSync, readFileSync } from "node:fs";
+import { chmod, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { homedir, tmpdir, userInfo } from "node:os";
+import { dirname, join } from "node:path";
+import { promisify } from "node:util";
+import { brotliDecompress } from "node:zlib";
+import type { AdapterName, AdapterQuery, Candidate, Platform } from "./platform.js";
+
+/** Dawn's objects die with the one that made them, and using an orphan crashes Node: all of them live as long as it. */
+const roots: GPU[] = [];
+
+type Dawn = typeof import("webgpu");
+
+let dawn: Promise<Dawn> | undefined;
+
+function loadDawn(): Promise<Dawn> {
+  dawn ??= import("webgpu").then((module) => {
+    Object.assign(globalThis, module.globals);
+    return module;
+  });
+  return dawn;
+}
+
+/** Asks Dawn for an adapter. `flags` are Dawn's own; `driver` is a Vulkan driver's JSON file to use alone. */
+async function request(flags: string[], power?: GPUPowerPreference, driver?: string): Promise<Candidate | undefined> {
+  const { create } = await loadDawn();
+  const before = process.env.VK_ICD_FILENAMES;
+  if (driver) process.env.VK_ICD_FILENAMES = driver;
+  try {
+    const gpu = create(flags);
+    roots.push(gpu);
+    // The Vulkan loader reads the variable while this promise is made, not when it settles.
+    const pending = gpu.requestAdapter({ powerPreference: power });
+    const adapter = await wait(pending);
+    if (!adapter) return undefined;
+    return {
+      adapter,
+      languageFeatures: gpu.wgslLanguageFeatures,
+      backend: { darwin: "metal", win32: "d3d12" }[process.platform as string] ?? "vulkan",
+      source: driver ? "embedded" : "system",
+    };
+  } finally {
+    if (driver && before === undefined) delete process.env.VK_ICD_FILENAMES;
+    else if (driver) process.env.VK_ICD_FILENAMES = before;
+  }
+}
+
+/** Dawn lists the adapters it sees only in the error for a name that none of them has. */
+async function systemNames(): Promise<AdapterName[]> {
+  const impossible = "\u0001";
+  const text = await request([`adapter=${impossible}`]).then(
+    () => "",
+    (error: Error) => error.message,
+  );
+  return [...text.matchAll(/backend: '([^']*)', name: '([^\n]*)'/g)].map(([, backend, name]) => ({
+    name,
+    backend,
+    source: "system" as const,
+  }));
+}
+
+async function* candidates(query: AdapterQuery, refused: (reason: string) => void): AsyncGenerator<Candidate> {
+  const attempt = async (what: string, take: () => Promise<Candidate | undefined>): Promise<Candidate | undefined> => {
+    try {
+      const candidate = await take();
+      if (!candidate) refused(`${what} offers none`);
+      return candidate;
+    } catch (cause) {
+      refused(`${what} fails (${cause instanceof Error ? cause.message.split("\n")[0] : cause})`);
+      return undefined;
+    }
+  };
+  const embedded = () =>
+    attempt("the SwiftShader of @sparticuz/chromium", async () => request([], undefined, await swiftShader()));
+  const named = async (part: string) => {
+    const names = await systemNames().catch(() => []);
+    const match = names.find(({ name }) => name.toLowerCase().includes(part));
+    if (match) return attempt(match.name, () => request([`adapter=${match.name}`]));
+    refused(`the system has ${names.map(({ name }) => name).join(", ") || "no usable driver"}`);
+    return undefined;
+  };
+
+  const { adapter: wanted } = query;
+  if (wanted === "swiftshader") {
+    const candidate = (await embedded()) ?? (await named("swiftshader"));
+    if (candidate) yield candidate;
+    return;
+  }
+  if (wanted !== undefined && wanted !== "hardware") {
+    const candidate = await named(wanted === "lavapipe" ? "llvmpipe" : wanted);
+    if (candidate) yield candidate;
+    return;
+  }
+  const system = await attempt("the system", () => request([], query.power));
+  if (system) yield system;
+  if (wanted === "hardware") return;
+  // Only reached when the system's best adapter is none or failed: its software driver, then the embedded one.
+  if (system && !(system.adapter.info as { isFallbackAdapter?: boolean }).isFallbackAdapter) {
+    const software = await named("llvmpipe");
+    if (software) yield software;
+  }
+  const last = await embedded();
+  if (last) yield last;
+}
+
+async function adapterNames(): Promise<AdapterName[]> {
+  const names: AdapterName[] = await systemNames().catch(() => []);
+  const own = await swiftShader()
+    .then((driver) => request([], undefined, driver))
+    .catch(() => undefined);
+  if (own) names.push({ name: "SwiftShader (npm package @sparticuz/chromium)", backend: "vulkan", source: "embedded" });
+  return names;
+}
+
+// --- the SwiftShader that an npm package carries -------------------------------------------------------------------
+
+/** Libraries that must stay loaded. */
+const libraries: unknown[] = [];
+
+/** Makes the embedded driver ready for this process; gives its driver file for the Vulkan loader. */
+async function swiftShader(): Promise<string> {
+  if (process.platform !== "linux" || process.arch !== "x64") throw new Error("it exists for Linux on x64 only");
+  const require = createRequire(import.meta.url);
+  const archive = join(dirname(require.resolve("@sparticuz/chromium")), "../../bin/swiftshader.tar.br");
+  const version = JSON.parse(readFileSync(join(dirname(archive), "../package.json"), "utf8")).version;
+  const folder = join(cacheFolder(), `swiftshader-${version}`);
+  if (!existsSync(folder)) await unpack(archive, folder);
+  if (libraries.length === 0) {
+    const { default: koffi } = await import("koffi");
+    // Dawn opens "libvulkan.so.1" by name: where the system has none, one already loaded under that name is found.
+    try {
+      libraries.push(koffi.load("libvulkan.so.1"));
+    } catch {
+      libraries.push(koffi.load(join(folder, "libvulkan.so.1"), { global: true }));
+    }
+  }
+  return join(folder, "vk_swiftshader_icd.json");
+}
+
+/** Unpacks the Vulkan part of a brotli-compressed tar archive; several processes may do so at once. */
+async function unpack(archive: string, folder: string): Promise<void> {
+  const tar = await promisify(brotliDecompress)(await readFile(archive));
+  const aside = `${folder}.${randomUUID()}`;
+  await mkdir(aside, { recursive: true });
+  try {
+    // A tar archive is a row of 512-byte blocks: a header (name at 0, octal size at 124), then the file's own blocks.
+    for (let at = 0; at + 512 <= tar.length && tar[at] !== 0; ) {
+      const name = tar.toString("latin1", at, at + 100).replace(/\0.*$/s, "");
+      const size = Number.parseInt(tar.toString("latin1", at + 124, at + 136), 8);
+      if (/^(\.\/)?[\w.-]*(vk_swiftshader|libvulkan)[\w.-]*$/.test(name)) {
+        const file = join(aside, name);
+        await writeFile(file, tar.subarray(at + 512, at + 512 + size));
+        await chmod(file, 0o755);
+      }
+      at += 512 + Math.ceil(size / 512) * 512;
+    }
+    await rename(aside, folder).catch((error) => {
+      if (!existsSync(folder)) throw error;
+    });
+  } finally {
+    await rm(aside, { recursive: true, force: true });
+  }
+}
+
+// --- advice --------------------------------------------------------------------------------------------------------
+
+/** The command that installs Vulkan's loader and Mesa's drivers, lavapipe among them. */
+function mesaCommand(): string {
+  const release = existsSync("/etc/os-release") ? readFileSync("/etc/os-release", "utf8") : "";
+  const field = (name: string) => new RegExp(`^${name}="?([^"\n]*)`, "m").exec(release)?.[1] ?? "";
+  const family = `${field("ID")} ${field("ID_LIKE")}`;
+  if (field("ID") === "debian" && field("VERSION_ID") === "12")
+    return "apt-get install libvulkan1 mesa-vulkan-drivers/bookworm-backports (Debian 12's own Mesa 22.3 is too old)";
+  if (/debian|ubuntu/.test(family)) return "apt-get install libvulkan1 mesa-vulkan-drivers";
+  if (/fedora|rhel|centos/.test(family)) return "dnf install vulkan-loader mesa-vulkan-drivers";
+  if (/suse/.test(family)) return "zypper install libvulkan1 libvulkan_lvp";
+  if (/arch/.test(family)) return "pacman -S vulkan-icd-loader vulkan-swrast";
+  return "install the Vulkan loader (libvulkan.so.1) and Mesa's Vulkan drivers, 23 or later";
+}
+
+function noAdapterAdvice(): string {
+  if (process.platform === "darwin")
+    return "macOS needs version 13 or later and a GPU with Metal; a virtual machine often has none.";
+  if (process.platform === "win32") return "Windows needs a graphics driver with Direct3D 12: update the GPU's driver.";
+  const npm =
+    process.arch === "x64"
+      ? " Without root: npm install @sparticuz/chromium koffi (a software adapter; needs glibc)."
+      : "";
+  return `For a software adapter: ${mesaCommand()}. For a GPU: its vendor's driver with Vulkan.${npm}`;
+}
+
+function faster(name: string): string | undefined {
+  if (process.platform !== "linux") return "a GPU with a current driver";
+  const gpu = "a GPU with its Vulkan driver (mesa-vulkan-drivers for AMD and Intel, nvidia-driver for NVIDIA)";
+  return name === "SwiftShader" ? `lavapipe, 5 to 8 times faster: ${mesaCommand()}; or ${gpu}` : gpu;
+}
+
+// --- waiting, settings, cache --------------------------------------------------------------------------------------
+
+const clock = new Int32Array(new SharedArrayBuffer(4));
+
+/**
+ * While a GPU promise is pending, Dawn polls from setImmediate and so spins the main thread, taking a core from an
+ * adapter that computes on the CPU. Sleeping 1 ms between its turns gives that core back.
+ */
+async function wait<T>(promise: Promise<T>): Promise<T> {
+  let settled = false;
+  const settle = () => {
+    settled = true;
+  };
+  promise.then(settle, settle);
+  for (let turn = 0; !settled; turn++) {
+    await new Promise((resolve) => setImmediate(resolve));
+    // The first turns do not sleep: short work is often done by then.
+    if (!settled && turn > 1) Atomics.wait(clock, 0, 0, 1);
+  }
+  return promise;
+}
+
+function cacheFolder(): string {
+  const home = process.env.XDG_CACHE_HOME || join(homedir(), ".cache");
+  try {
+    accessSync(existsSync(home) ? home : dirname(home), constants.W_OK);
+    return join(home, "espalier");
+  } catch {
+    return join(tmpdir(), `espalier-${userInfo().uid}`);
+  }
+}
+
+/** Keys become file names. */
+const cacheFile = (key: string) => join(cacheFolder(), `${key.replace(/[^\w.-]/g, "_")}.json`);
+
+/** The platform of Node. */
+export const platform: Platform = {
+  name: "node",
+  candidates,
+  adapterNames,
+  noAdapterAdvice,
+  faster,
+  wait,
+  env: (name) => process.env[name],
+  cacheRead: (key) => readFile(cacheFile(key), "utf8").catch(() => undefined),
+  async cacheWrite(key, value) {
+    const file = cacheFile(key);
+    const aside = `${file}.${randomUUID()}`;
+    try {
+      await mkdir(dirname(file), { recursive: true });
+      await writeFile(aside, value);
+      await rename(aside, file);
+    } catch {
+      await rm(aside, { force: true }).catch(() => undefined);
+    }
+  },
+};
