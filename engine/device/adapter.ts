@@ -103,7 +103,7 @@ export async function requestDevice(options: DeviceOptions = {}): Promise<Device
   }
   const wanted = adapter === undefined ? "no WebGPU adapter" : `no WebGPU adapter for "${adapter}"`;
   const found = refusals.length === 0 ? "none is offered" : refusals.join("; ");
-  throw new NoAdapterError(`adapter: ${wanted}: ${found}. ${platform.noAdapterAdvice()}`);
+  throw new NoAdapterError(`adapter: ${wanted}: ${found}. ${platform.noAdapterAdvice(query.adapter)}`);
 }
 
 async function open(candidate: Candidate, info: DeviceInfo, wanted: readonly GPUFeatureName[]): Promise<DeviceHandle> {

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { accessSync, constants, existsSync, readFileSync } from "node:fs";
+import { accessSync, closeSync, constants, existsSync, openSync, readFileSync, readSync, rmSync } from "node:fs";
 import { chmod, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { homedir, tmpdir, userInfo } from "node:os";
@@ -24,17 +24,24 @@ function loadDawn(): Promise<Dawn> {
 }
 
 /** Asks Dawn for an adapter. `flags` are Dawn's own; `driver` is a Vulkan driver's JSON file to use alone. */
-async function request(flags: string[], power?: GPUPowerPreference, driver?: string): Promise<Candidate | undefined> {
+async function request(flags: string[], power?: GPUPowerPreference, driver?: string): Promise<Candidate> {
   const { create } = await loadDawn();
   const before = process.env.VK_ICD_FILENAMES;
   if (driver) process.env.VK_ICD_FILENAMES = driver;
   try {
     const gpu = create(flags);
     roots.push(gpu);
-    // The Vulkan loader reads the variable while this promise is made, not when it settles.
-    const pending = gpu.requestAdapter({ powerPreference: power });
-    const adapter = await wait(pending);
-    if (!adapter) return undefined;
+    const quietly = await holdingErrors();
+    // Drivers are searched, and the variable is read, while the promise is made, not when it settles.
+    const { result, text } = quietly(() => gpu.requestAdapter({ powerPreference: power }));
+    const adapter = await wait(result);
+    if (!adapter)
+      throw new Error(
+        text
+          .replace(/^Warning: |^ +at .*$/gm, "")
+          .trim()
+          .split("\n")[0] || "no driver",
+      );
     return {
       adapter,
       languageFeatures: gpu.wgslLanguageFeatures,
@@ -45,6 +52,34 @@ async function request(flags: string[], power?: GPUPowerPreference, driver?: str
     if (driver && before === undefined) delete process.env.VK_ICD_FILENAMES;
     else if (driver) process.env.VK_ICD_FILENAMES = before;
   }
+}
+
+/**
+ * Gives a function that runs `call` and holds back what native code writes to standard error meanwhile: Dawn warns there
+ * on every start, of what this engine reports itself. With DEBUG set, or without koffi, nothing is held back.
+ */
+async function holdingErrors(): Promise<<T>(call: () => T) => { result: T; text: string }> {
+  const koffi = await import("koffi").then((module) => module.default).catch(() => undefined);
+  if (!koffi || process.env.DEBUG || process.platform === "win32") return (call) => ({ result: call(), text: "" });
+  const own = koffi.load(null);
+  const dup = own.func("int dup(int)");
+  const dup2 = own.func("int dup2(int, int)");
+  return (call) => {
+    const path = join(tmpdir(), `espalier-${randomUUID()}`);
+    const file = openSync(path, "w+");
+    rmSync(path);
+    const saved = dup(2);
+    dup2(file, 2);
+    try {
+      const result = call();
+      const buffer = Buffer.alloc(4096);
+      return { result, text: buffer.toString("utf8", 0, readSync(file, buffer, 0, buffer.length, 0)) };
+    } finally {
+      dup2(saved, 2);
+      closeSync(saved);
+      closeSync(file);
+    }
+  };
 }
 
 /** Dawn lists the adapters it sees only in the error for a name that none of them has. */
@@ -62,13 +97,11 @@ async function systemNames(): Promise<AdapterName[]> {
 }
 
 async function* candidates(query: AdapterQuery, refused: (reason: string) => void): AsyncGenerator<Candidate> {
-  const attempt = async (what: string, take: () => Promise<Candidate | undefined>): Promise<Candidate | undefined> => {
+  const attempt = async (what: string, take: () => Promise<Candidate>): Promise<Candidate | undefined> => {
     try {
-      const candidate = await take();
-      if (!candidate) refused(`${what} offers none`);
-      return candidate;
+      return await take();
     } catch (cause) {
-      refused(`${what} fails (${cause instanceof Error ? cause.message.split("\n")[0] : cause})`);
+      refused(`${what} offers none (${cause instanceof Error ? cause.message.split("\n")[0] : cause})`);
       return undefined;
     }
   };
@@ -180,20 +213,23 @@ function mesaCommand(): string {
   return "install the Vulkan loader (libvulkan.so.1) and Mesa's Vulkan drivers, 23 or later";
 }
 
-function noAdapterAdvice(): string {
-  if (process.platform === "darwin")
-    return "macOS needs version 13 or later and a GPU with Metal; a virtual machine often has none.";
-  if (process.platform === "win32") return "Windows needs a graphics driver with Direct3D 12: update the GPU's driver.";
-  const npm =
-    process.arch === "x64"
-      ? " Without root: npm install @sparticuz/chromium koffi (a software adapter; needs glibc)."
-      : "";
-  return `For a software adapter: ${mesaCommand()}. For a GPU: its vendor's driver with Vulkan.${npm}`;
+const GPU_DRIVER = "mesa-vulkan-drivers for AMD and Intel, nvidia-driver for NVIDIA";
+
+function noAdapterAdvice(wanted?: string): string {
+  const { platform, arch } = process;
+  if (wanted !== undefined && !["hardware", "lavapipe", "swiftshader"].includes(wanted))
+    return 'Take "hardware", "lavapipe", "swiftshader", part of a name that "espalier doctor" lists, or nothing for the best.';
+  if (platform === "darwin") return "macOS needs a GPU with Metal; a virtual machine often has none.";
+  if (platform === "win32") return "Windows needs a graphics driver with Direct3D 12: update the GPU's driver.";
+  const gpu = `For a GPU, its Vulkan driver: ${GPU_DRIVER}.`;
+  if (wanted === "hardware") return gpu;
+  const npm = arch === "x64" ? " Without root, on glibc: npm install @sparticuz/chromium koffi." : "";
+  return `For a software adapter: ${mesaCommand()}.${npm} ${gpu}`;
 }
 
 function faster(name: string): string | undefined {
   if (process.platform !== "linux") return "a GPU with a current driver";
-  const gpu = "a GPU with its Vulkan driver (mesa-vulkan-drivers for AMD and Intel, nvidia-driver for NVIDIA)";
+  const gpu = `a GPU with its Vulkan driver (${GPU_DRIVER})`;
   return name === "SwiftShader" ? `lavapipe, 5 to 8 times faster: ${mesaCommand()}; or ${gpu}` : gpu;
 }
 

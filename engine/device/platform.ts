@@ -35,8 +35,8 @@ export interface Platform {
   candidates(query: AdapterQuery, refused: (reason: string) => void): AsyncGenerator<Candidate>;
   /** Names of all adapters present. */
   adapterNames(): Promise<AdapterName[]>;
-  /** What a user of this platform does to get any adapter; one or more full sentences. */
-  noAdapterAdvice(): string;
+  /** What a user of this platform does to get an adapter of the wanted kind, or any; one or more full sentences. */
+  noAdapterAdvice(wanted?: string): string;
   /** What would be faster than the software adapter of that name here; undefined when nothing is known. */
   faster(name: string): string | undefined;
   /** Waits for a promise that the GPU settles, without taking a core from an adapter that runs on the CPU. */
