@@ -1,0 +1,10 @@
+/** The public surface of the engine. */
+import "./methods.js";
+
+export type { Data, DType, TypedArray } from "./dtype.js";
+export { createEngine, Engine, type EngineOptions } from "./engine.js";
+export * from "./errors.js";
+export * from "./ops/index.js";
+export { registry } from "./op.js";
+export type { Shape } from "./shape.js";
+export { Tensor } from "./tensor.js";

@@ -1,0 +1,196 @@
+import type { Kernel, Params } from "./kernel.js";
+import { pack } from "./kernel.js";
+import type { Memory } from "./memory.js";
+
+/** What a launch binds at one name: a buffer with a byte range. */
+export interface Bound {
+  buffer: GPUBuffer;
+  id: number;
+  offset: number;
+  size: number;
+}
+
+/** A launch as traces see it, before it is encoded. */
+export interface Launch {
+  kernel: Kernel;
+  bound: readonly Bound[];
+  params: Params;
+  groups: readonly [number, number, number];
+  label: string;
+}
+
+/** Receives each launch; `timestamps`, when given, make it run in a pass of its own that is timed on the GPU. */
+export type Observer = (launch: Launch) => { timestamps?: GPUComputePassTimestampWrites } | void;
+
+interface Compiled {
+  pipeline: GPUComputePipeline;
+  layout: GPUBindGroupLayout;
+}
+
+const ARENA = 1 << 18;
+/** Launches per submission: few enough that the GPU starts early, many enough that submissions cost nothing. */
+const BATCH = 128;
+
+/**
+ * Records launches, copies and uploads into one command encoder and submits them in order.
+ * Uniform values of a batch lie in one arena that is written once per submission; launches carry dynamic offsets.
+ */
+export class Queue {
+  private encoder: GPUCommandEncoder | undefined;
+  private pass: GPUComputePassEncoder | undefined;
+  private readonly arena: GPUBuffer;
+  private readonly arenaBytes = new Uint8Array(ARENA);
+  private readonly arenaView = new DataView(this.arenaBytes.buffer);
+  private arenaUsed = 0;
+  private pending = 0;
+  private touched = new Set<number>();
+  private readonly compiled = new Map<number, Compiled>();
+  private readonly bindGroups = new Map<string, GPUBindGroup>();
+  private readonly keysOfBuffer = new Map<number, string[]>();
+  private readonly staging = new Map<number, GPUBuffer[]>();
+  readonly counts = { launches: 0, submits: 0, bindGroups: 0, pipelines: 0 };
+  observer: Observer | undefined;
+
+  constructor(
+    readonly device: GPUDevice,
+    memory: Memory,
+  ) {
+    this.arena = device.createBuffer({ size: ARENA, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
+    memory.onDestroy = (id) => this.forget(id);
+    memory.beforeTrim = () => this.submit();
+  }
+
+  private forget(id: number): void {
+    for (const key of this.keysOfBuffer.get(id) ?? []) this.bindGroups.delete(key);
+    this.keysOfBuffer.delete(id);
+  }
+
+  private compile(k: Kernel): Compiled {
+    let c = this.compiled.get(k.id);
+    if (c) return c;
+    const { device } = this;
+    const layout = device.createBindGroupLayout({
+      label: `${k.name}.${k.entry}`,
+      entries: k.bindings.map((b) => ({
+        binding: b.binding,
+        visibility: GPUShaderStage.COMPUTE,
+        buffer: { type: b.type, hasDynamicOffset: b.type === "uniform" },
+      })),
+    });
+    const module = device.createShaderModule({ label: k.name, code: k.source });
+    const pipeline = device.createComputePipeline({
+      label: `${k.name}.${k.entry}`,
+      layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: { module, entryPoint: k.entry },
+    });
+    this.counts.pipelines++;
+    this.compiled.set(k.id, (c = { pipeline, layout }));
+    return c;
+  }
+
+  private bindGroup(k: Kernel, c: Compiled, bound: readonly Bound[]): GPUBindGroup {
+    let key = `${k.id}`;
+    for (const b of bound) key += `:${b.id},${b.offset},${b.size}`;
+    let group = this.bindGroups.get(key);
+    if (group) return group;
+    let i = 0;
+    group = this.device.createBindGroup({
+      layout: c.layout,
+      entries: k.bindings.map((b) => {
+        if (b.type === "uniform") return { binding: b.binding, resource: { buffer: this.arena, offset: 0, size: k.uniformBytes } };
+        const at = bound[i++];
+        return { binding: b.binding, resource: { buffer: at.buffer, offset: at.offset, size: at.size } };
+      }),
+    });
+    this.counts.bindGroups++;
+    this.bindGroups.set(key, group);
+    for (const b of bound) {
+      const keys = this.keysOfBuffer.get(b.id);
+      if (keys) keys.push(key);
+      else this.keysOfBuffer.set(b.id, [key]);
+    }
+    return group;
+  }
+
+  /** Records one launch. `bound` follows the order of the kernel's storage bindings. */
+  launch(launch: Launch): void {
+    const { kernel: k, bound, params, groups } = launch;
+    const seen = this.observer?.(launch);
+    const align = this.device.limits.minUniformBufferOffsetAlignment;
+    if (this.arenaUsed + k.uniformBytes > ARENA || this.pending >= BATCH) this.submit();
+    const offset = this.arenaUsed;
+    pack(k, params, this.arenaView, offset);
+    this.arenaUsed += Math.ceil(k.uniformBytes / align) * align;
+    const c = this.compile(k);
+    const group = this.bindGroup(k, c, bound);
+    for (const b of bound) this.touched.add(b.id);
+    if (seen?.timestamps) this.endPass();
+    this.encoder ??= this.device.createCommandEncoder();
+    this.pass ??= this.encoder.beginComputePass(seen?.timestamps ? { timestampWrites: seen.timestamps } : undefined);
+    this.pass.setPipeline(c.pipeline);
+    this.pass.setBindGroup(0, group, k.uniformBytes ? [offset] : []);
+    this.pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
+    if (seen?.timestamps) this.endPass();
+    this.pending++;
+    this.counts.launches++;
+  }
+
+  private endPass(): void {
+    this.pass?.end();
+    this.pass = undefined;
+  }
+
+  /** Records work on the encoder outside a compute pass. */
+  encode(f: (encoder: GPUCommandEncoder) => void): void {
+    this.endPass();
+    this.encoder ??= this.device.createCommandEncoder();
+    f(this.encoder);
+    this.pending++;
+  }
+
+  /** Writes bytes into a buffer, after everything that was recorded before. */
+  upload(to: Bound, bytes: Uint8Array, offset = 0): void {
+    // writeBuffer runs before the open encoder's commands, so those that touch this buffer must go first.
+    if (this.touched.has(to.id)) this.submit();
+    const whole = bytes.byteLength & ~3;
+    if (whole) this.device.queue.writeBuffer(to.buffer, to.offset + offset, bytes as Uint8Array<ArrayBuffer>, 0, whole);
+    if (whole < bytes.byteLength) {
+      const tail = new Uint8Array(4);
+      tail.set(bytes.subarray(whole));
+      this.device.queue.writeBuffer(to.buffer, to.offset + offset + whole, tail);
+    }
+  }
+
+  /** Hands the recorded batch to the GPU. */
+  submit(): void {
+    this.endPass();
+    if (!this.encoder) return;
+    if (this.arenaUsed) this.device.queue.writeBuffer(this.arena, 0, this.arenaBytes, 0, Math.ceil(this.arenaUsed / 4) * 4);
+    this.device.queue.submit([this.encoder.finish()]);
+    this.encoder = undefined;
+    this.arenaUsed = 0;
+    this.pending = 0;
+    this.touched.clear();
+    this.counts.submits++;
+  }
+
+  /** Copies bytes of a buffer to the host. Rejects if the device is lost meanwhile. */
+  async read(from: Bound, bytes: number, wait: <T>(p: Promise<T>) => Promise<T>): Promise<ArrayBuffer> {
+    const size = Math.max(256, 2 ** Math.ceil(Math.log2(Math.max(1, bytes))));
+    const target =
+      this.staging.get(size)?.pop() ??
+      this.device.createBuffer({ size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+    const length = Math.ceil(bytes / 4) * 4;
+    this.encode((e) => e.copyBufferToBuffer(from.buffer, from.offset, target, 0, length));
+    this.submit();
+    await wait(target.mapAsync(GPUMapMode.READ, 0, Math.max(4, length)));
+    const copy = target.getMappedRange(0, Math.max(4, length)).slice(0);
+    target.unmap();
+    const list = this.staging.get(size);
+    // Large staging buffers are rare (checkpoints): keeping them would double their cost.
+    if (size > 1 << 22) target.destroy();
+    else if (list) list.push(target);
+    else this.staging.set(size, [target]);
+    return copy;
+  }
+}

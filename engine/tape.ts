@@ -1,0 +1,148 @@
+import type { Engine } from "./engine.js";
+import { EspalierError, ShapeError } from "./errors.js";
+import { sameShape, show } from "./shape.js";
+import type { Tensor } from "./tensor.js";
+
+/** One recorded op: enough to print it, and to turn gradients of its outputs into gradients of its inputs. */
+export interface Entry {
+  op: string;
+  module: string;
+  /** Gradient identity and shape of each input; `leaf` is the tensor itself when the user made it. */
+  inputs: { name: string; uid: number; shape: readonly number[]; needs: boolean; leaf?: Tensor }[];
+  outputs: { uid: number; shape: readonly number[] }[];
+  savedBytes: number;
+  attrs: unknown;
+  /** Gradients of the inputs, in order; undefined where none is needed. Runs in a scope with recording off. */
+  backward(dys: (Tensor | undefined)[]): (Tensor | undefined)[];
+  /** Gives back what was saved. */
+  release(): void;
+}
+
+/** A flat list of entries in the order in which ops ran; `backward` walks it in reverse. */
+export class Tape {
+  entries: Entry[] = [];
+  /** uid of an op's output to the index of its entry. */
+  private readonly made = new Map<number, number>();
+  private readonly spent = new Set<number>();
+
+  constructor(private readonly engine: Engine) {}
+
+  record(entry: Entry): void {
+    for (const o of entry.outputs) this.made.set(o.uid, this.entries.length);
+    this.entries.push(entry);
+  }
+
+  isLeaf(t: Tensor): boolean {
+    return !this.made.has(t.uid);
+  }
+
+  /** Drops entries from `from` on, giving back what they saved. */
+  truncate(from: number): void {
+    for (let i = this.entries.length - 1; i >= from; i--) this.drop(i);
+    this.entries.length = from;
+  }
+
+  private drop(i: number): void {
+    const entry = this.entries[i];
+    for (const o of entry.outputs) this.made.delete(o.uid);
+    entry.release();
+  }
+
+  backward(loss: Tensor, gradient: Tensor | undefined, retain: boolean): void {
+    loss.check("backward");
+    const { engine } = this;
+    const start = this.made.get(loss.uid);
+    if (start === undefined) {
+      if (this.spent.has(loss.uid))
+        throw new EspalierError("backward: this graph was already walked and freed; pass { retainGraph: true } the first time.");
+      throw new EspalierError(
+        `backward: nothing to differentiate: ${loss.describe()} does not depend on a tensor that requires a gradient (or was computed under noGrad).`,
+      );
+    }
+    if (!gradient && loss.size !== 1)
+      throw new ShapeError(`backward: needs one number or a gradient: got ${show(loss.shape)}; reduce it with mean() or pass a gradient of its shape.`);
+    if (gradient && !sameShape(gradient.shape, loss.shape))
+      throw new ShapeError(`backward: the gradient's shape differs: ${show(gradient.shape)} for ${show(loss.shape)}; they must be equal.`);
+    const grads = new Map<number, Tensor>();
+    engine.noGrad(() =>
+      engine.scope(() => {
+        grads.set(loss.uid, gradient ? gradient.alias() : engine.full(loss.shape, 1, loss.dtype));
+        for (let i = start; i >= 0; i--) {
+          const entry = this.entries[i];
+          const dys = entry.outputs.map((o) => grads.get(o.uid));
+          if (dys.some((d) => d)) {
+            engine.inModule(entry.module, () => this.step(entry, dys, grads));
+            for (const d of dys) d?.dispose();
+            for (const o of entry.outputs) grads.delete(o.uid);
+          }
+          if (!retain) {
+            for (const o of entry.outputs) this.spent.add(o.uid);
+            this.drop(i);
+          }
+        }
+      }),
+    );
+    if (!retain) this.entries.splice(0, start + 1);
+    if (this.entries.length === 0) this.made.clear();
+    else if (!retain) this.reindex();
+    if (this.spent.size > 100_000) this.spent.clear();
+  }
+
+  private reindex(): void {
+    this.made.clear();
+    this.entries.forEach((e, i) => {
+      for (const o of e.outputs) this.made.set(o.uid, i);
+    });
+  }
+
+  private step(entry: Entry, dys: (Tensor | undefined)[], grads: Map<number, Tensor>): void {
+    const { engine } = this;
+    const list = engine.scope(() => entry.backward(dys));
+    engine.anomalyCheck(list, `${entry.op} backward`);
+    entry.inputs.forEach((input, k) => {
+      const raw = list[k];
+      if (!raw || !input.needs) return;
+      // Broadcasting is undone here, once for all ops.
+      const g = sameShape(raw.shape, input.shape) ? raw : engine.sumTo(raw, input.shape);
+      if (g !== raw) raw.dispose();
+      if (input.leaf) this.accumulate(input.leaf, g);
+      else {
+        const old = grads.get(input.uid);
+        if (!old) grads.set(input.uid, g);
+        else {
+          grads.set(input.uid, engine.add(old, g));
+          old.dispose();
+          g.dispose();
+        }
+      }
+    });
+  }
+
+  private accumulate(leaf: Tensor, g: Tensor): void {
+    const { engine } = this;
+    const old = leaf.grad;
+    let next: Tensor;
+    if (old) {
+      next = engine.add(old, g);
+      g.dispose();
+      old.dispose();
+    } else if (g.storage.refs > 1 || !g.isContiguous) {
+      // A gradient that is a view of another would keep more memory alive than it needs.
+      next = engine.copy(g);
+      g.dispose();
+    } else next = g;
+    next.storage.owned.owner = "gradients";
+    leaf.grad = next.keep();
+  }
+
+  /** A table of what is recorded: op, shapes, bytes saved, module. */
+  print(): string {
+    const rows = this.entries.map((e, i) => [
+      `${i}`, e.op, e.inputs.map((x) => `${x.name}${show(x.shape)}${x.needs ? "*" : ""}`).join(" "),
+      e.outputs.map((o) => show(o.shape)).join(" "), `${e.savedBytes}`, e.module,
+    ]);
+    const head = ["#", "op", "inputs (* wants a gradient)", "outputs", "saved bytes", "module"];
+    const widths = head.map((h, c) => Math.max(h.length, ...rows.map((r) => r[c].length)));
+    return [head, ...rows].map((r) => r.map((s, c) => s.padEnd(widths[c])).join("  ").trimEnd()).join("\n");
+  }
+}

@@ -1,0 +1,5 @@
+import type { OpTest } from "./case.js";
+import { test as view } from "./view.js";
+
+/** One entry per stem: the registry loop runs them in Node and in the browser. */
+export const opTests: Record<string, OpTest> = { view };
