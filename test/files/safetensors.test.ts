@@ -176,8 +176,7 @@ const BROKEN: [string, Uint8Array, string][] = [
 ];
 
 for (const [name, bytes, message] of BROKEN)
-  test(`refused: ${name}`, () =>
-    rejects(() => openSafetensors(bytes), `SafetensorsError: safetensors: ${message}`, true));
+  test(`refused: ${name}`, () => rejects(async () => openSafetensors(bytes), message));
 
 test("any cut or flipped header byte is an error or a readable file, never another exception", async () => {
   const sink = memorySink();
@@ -291,7 +290,7 @@ test("entries that contradict themselves are refused before anything is written"
     [[{ ...one, data: pieces(4, 4, 4) }], {}, "its pieces gave more"],
   ];
   for (const [entries, metadata, message] of cases) {
-    await rejects(() => writeSafetensors(path, entries, metadata), `SafetensorsError: safetensors: ${message}`, true);
+    await rejects(() => writeSafetensors(path, entries, metadata), message);
     assert.not(
       (await readdir(folder)).some((name) => name.includes("refused")),
       "nothing is left",
@@ -347,19 +346,16 @@ test("shards: split, opened through the index, replaced as a set", async () => {
   const picked = new File([text], "model.safetensors.index.json");
   const blobs = await openSafetensors(picked, { shard: (name) => join(inner, name) });
   assert.is((await blobs.float32("t2"))[0], 12);
-  await rejects(() => openSafetensors(picked), "SafetensorsError: safetensors: shards not found: ", true);
+  await blobs.close();
+  await rejects(() => openSafetensors(picked), "SafetensorsError: safetensors: shards not found: ");
   await writeFile(index, text.replace('"t2"', '"t9"'));
-  await rejects(
-    () => openSafetensors(index),
-    'SafetensorsError: safetensors: tensor missing from its shard: "t9"',
-    true,
-  );
+  await rejects(() => openSafetensors(index), 'SafetensorsError: safetensors: tensor missing from its shard: "t9"');
   await writeFile(index, text.replace(/: "model-[^"]*"/, ': "../model.safetensors"'));
-  await rejects(() => openSafetensors(index), "SafetensorsError: safetensors: bad shard name: ", true);
+  await rejects(() => openSafetensors(index), "SafetensorsError: safetensors: bad shard name: ");
   await writeFile(index, "{}");
-  await rejects(() => openSafetensors(index), "SafetensorsError: safetensors: index without weight_map", true);
+  await rejects(() => openSafetensors(index), "SafetensorsError: safetensors: index without weight_map");
   await writeFile(index, "{");
-  await rejects(() => openSafetensors(index), "SafetensorsError: safetensors: index is not JSON", true);
+  await rejects(() => openSafetensors(index), "SafetensorsError: safetensors: index is not JSON");
   await writeFile(index, text);
   const shard = files.find((name) => name.includes("00002-of"))!;
   await rm(join(inner, shard));
