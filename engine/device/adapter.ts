@@ -1,8 +1,9 @@
-import { platform } from "#platform";
+import { platform as here } from "#platform";
 import { ConfigError, checkOptions, FeatureError, NoAdapterError } from "../errors.js";
-import type { Candidate } from "./platform.js";
+import type { Candidate, Platform } from "./platform.js";
 
-export { platform };
+/** Node's or the page's, as package.json's `#platform` has it. */
+export const platform: Platform = here;
 
 /** Options of {@link requestDevice}. */
 export interface DeviceOptions {

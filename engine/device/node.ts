@@ -205,7 +205,7 @@ function mesaCommand(): string {
   const field = (name: string) => new RegExp(`^${name}="?([^"\n]*)`, "m").exec(release)?.[1] ?? "";
   const family = `${field("ID")} ${field("ID_LIKE")}`;
   if (field("ID") === "debian" && field("VERSION_ID") === "12")
-    return "apt-get install libvulkan1 mesa-vulkan-drivers/bookworm-backports (Debian 12's own Mesa 22.3 is too old)";
+    return "add bookworm-backports to apt's sources, then apt-get install libvulkan1 mesa-vulkan-drivers/bookworm-backports (Debian 12's own Mesa 22.3 is too old)";
   if (/debian|ubuntu/.test(family)) return "apt-get install libvulkan1 mesa-vulkan-drivers";
   if (/fedora|rhel|centos/.test(family)) return "dnf install vulkan-loader mesa-vulkan-drivers";
   if (/suse/.test(family)) return "zypper install libvulkan1 libvulkan_lvp";
