@@ -97,10 +97,8 @@ function report({ file, passed, skipped, failed, problem, output, seconds }) {
   if (problem) counts.push(problem);
   console.log(`${bad ? "✘" : "✓"} ${file.padEnd(44)} ${seconds.toFixed(1).padStart(6)} s  ${counts.join(", ")}`);
   // Of a good file only what its tests print themselves is shown, not uvu's dots and totals.
-  const own =
-    bad || values.verbose
-      ? output
-      : output.replace(/^.*\(\d+ \/ \d+\)$|^ {2}(Total|Passed|Skipped|Duration):.*$/gm, "");
+  const uvu = /^ .* {2}$|^.*\(\d+ \/ \d+\)$|^ {2}(Total|Passed|Skipped|Duration):.*$/gm;
+  const own = bad || values.verbose ? output : output.replace(uvu, "");
   for (const line of own.split("\n")) if (line.trim()) console.log(`    ${line}`);
 }
 
