@@ -65,12 +65,11 @@ export class WorldDataset implements Dataset {
     const draws = drawsOf(this.seed, index, PICK);
     const isImage = draws.next() < this.imageFraction;
     const held = draws.below(this.frames);
-    const spec = { ...this.specs[draws.below(this.specs.length)] };
-    const video = compose(spec, this.world, this.sprites, draws);
-    if (isImage) {
-      holdFrame(video, held, this.frames);
-      spec.motion = undefined;
-    }
+    const chosen = this.specs[draws.below(this.specs.length)];
+    const video = compose(chosen, this.world, this.sprites, draws);
+    const { motion, ...rest } = chosen;
+    const spec: Spec = isImage ? rest : { ...rest, motion };
+    if (isImage) holdFrame(video, held, this.frames);
     const { frames, height, width } = this;
     return { video, caption: captionOf(spec), frames, height, width, spec };
   }
