@@ -1,0 +1,176 @@
+import { z } from "zod";
+import { WORLDS } from "./data/world.js";
+
+const count = (least: number) => z.int().min(least);
+const share = z.number().min(0).max(1);
+const positive = z.number().positive();
+
+/**
+ * Every option, by section: type, range, default and what it does. The configuration's type, its checks, the flags and
+ * the help text are all read from here.
+ */
+export const sections = {
+  run: z.strictObject({
+    out: z.string().min(1).default("runs/espalier").describe("folder for checkpoints, logs, clips and the report"),
+    seed: z.int().min(0).max(0xffffffff).default(42).describe("decides every random number of the run"),
+    resume: z.boolean().default(false).describe("go on from the newest checkpoint in run.out"),
+    keep: count(1).default(3).describe("how many checkpoints are kept; older ones are removed"),
+    checkpointEvery: count(1).default(200).describe("steps between checkpoints; the last step always makes one"),
+    sampleEvery: count(0).default(200).describe("steps between sampled clips; 0 samples only at the end"),
+    logEvery: count(1).default(10).describe("steps between lines of the logs"),
+  }),
+  data: z.strictObject({
+    kind: z.enum(["world", "folder", "csv"]).default("world").describe("composed clips, captions.jsonl, or path,text"),
+    world: z
+      .enum(Object.keys(WORLDS) as [string, ...string[]])
+      .default("easy")
+      .describe("which composed clips (kind world)"),
+    path: z.string().min(1).optional().describe("the folder with captions.jsonl, or the CSV file"),
+    frames: count(1).default(8).describe("frames of a clip"),
+    size: count(1).default(32).describe("height and width of a clip in pixels"),
+    frameInterval: count(1).default(3).describe("source frames from one kept frame to the next (kinds folder, csv)"),
+    imageFraction: share.default(0).describe("share of samples that are images: clips of equal frames"),
+  }),
+  codec: z.strictObject({
+    kind: z.enum(["pca", "pixels"]).default("pca").describe("latents from principal components, or raw pixels"),
+    patch: count(1).default(4).describe("side in pixels of the square that becomes one latent position (kind pca)"),
+    channels: count(1).default(8).describe("components kept of each square (kind pca)"),
+  }),
+  model: z.strictObject({
+    hidden: count(4).default(64).describe("width of the transformer"),
+    depth: count(1).default(3).describe("number of blocks"),
+    heads: count(1).default(4).describe("attention heads"),
+    mlpRatio: positive.default(4).describe("width of the MLP as a multiple of hidden"),
+    patch: z
+      .tuple([count(1), count(1), count(1)])
+      .default([1, 2, 2])
+      .describe("latent frames, rows and columns that one token covers"),
+    captionChannels: count(1).default(64).describe("width of the text embeddings"),
+    maxLength: count(1).default(16).describe("words of a caption that the model sees"),
+    spaceScale: positive.default(1).describe("divides the positions of rows and columns"),
+    timeScale: positive.default(1).describe("divides the positions of frames"),
+    patchBias: z.enum(["zero", "uniform"]).default("zero").describe("start of the patch embedding's bias"),
+    captionInit: z
+      .enum(["xavier", "normal"])
+      .default("xavier")
+      .describe("start of the caption MLP; normal is N(0, 0.02)"),
+    gateBias: z.number().default(0.5).describe("added to the start of each block's two gates"),
+  }),
+  objective: z.strictObject({
+    kind: z.enum(["flow", "v", "iddpm"]).default("flow").describe("rectified flow, or v or noise on 1000 steps"),
+    flowShift: positive.default(4).describe("moves training and sampling times towards noise (kind flow)"),
+    learnSigma: z.boolean().optional().describe("also predict variances; by default only with kind iddpm"),
+    variational: z.boolean().optional().describe("add the variational bound that trains variances (learnSigma)"),
+  }),
+  optim: z.strictObject({
+    lr: positive.default(3e-3).describe("AdamW's highest rate"),
+    betas: z
+      .tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)])
+      .default([0.9, 0.999])
+      .describe("AdamW's decay of gradient and square averages"),
+    eps: positive.default(1e-8).describe("AdamW's guard against division by zero"),
+    weightDecay: z.number().min(0).default(0).describe("decoupled weight decay"),
+    gradClip: z.number().min(0).default(1).describe("largest global gradient norm; 0 clips nothing"),
+    schedule: z
+      .enum(["constant", "warmup", "cosine", "linear-decay"])
+      .default("linear-decay")
+      .describe("course of the rate; all but constant warm up first"),
+    warmupSteps: count(0).default(20).describe("steps of linear warm-up from 0 (not with constant)"),
+    decayFraction: share.default(0.3).describe("last share of steps in which the rate falls (linear-decay)"),
+    finalFraction: share.default(0.02).describe("share of lr left at the end (cosine, linear-decay)"),
+    accumulate: count(1).default(1).describe("batches whose gradients are averaged into one step"),
+  }),
+  ema: z.strictObject({
+    decay: z.number().min(0).lt(1).default(0.99).describe("decay of the averaged weights that samples use"),
+    warmup: z.boolean().default(true).describe("start with a faster average: decay at most (1 + n) / (10 + n)"),
+  }),
+  train: z.strictObject({
+    steps: count(1).default(1329).describe("optimizer steps"),
+    batchSize: count(1).default(8).describe("clips in one batch"),
+    conditionDropout: share.default(0.1).describe("share of captions replaced by the null caption"),
+  }),
+  sample: z.strictObject({
+    sampler: z
+      .enum(["ddpm", "ddim", "dpm-solver++", "euler", "heun"])
+      .optional()
+      .describe("by default euler with flow, ddim with v and iddpm"),
+    steps: z.int().min(1).max(1000).default(16).describe("sampling steps"),
+    guidance: z.number().min(0).default(1.5).describe("weight of the caption; 1 guides nothing"),
+    cfgChannels: z
+      .union([z.literal("all"), count(1)])
+      .default("all")
+      .describe("how many latent channels are guided; 3 for parity with Open-Sora 1.0"),
+    count: count(1).default(8).describe("clips sampled at a time"),
+    eta: share.default(0).describe("noise added at each step (ddim)"),
+  }),
+};
+
+/** The whole configuration. */
+export const schema = z.strictObject({
+  run: sections.run.prefault({}),
+  data: sections.data.prefault({}),
+  codec: sections.codec.prefault({}),
+  model: sections.model.prefault({}),
+  objective: sections.objective
+    .transform(({ learnSigma, variational, ...rest }) => {
+      const sigma = learnSigma ?? rest.kind === "iddpm";
+      return { ...rest, learnSigma: sigma, variational: variational ?? sigma };
+    })
+    .prefault({}),
+  optim: sections.optim.prefault({}),
+  ema: sections.ema.prefault({}),
+  train: sections.train.prefault({}),
+  sample: sections.sample.prefault({}),
+});
+
+/** A configuration with every default filled in, as `parseConfig` returns it and a checkpoint stores it. */
+export type Config = z.output<typeof schema> & { sample: { sampler: Sampler } };
+/** A configuration as written: sections and options may be left out. */
+export type ConfigInput = z.input<typeof schema>;
+export type Sampler = "ddpm" | "ddim" | "dpm-solver++" | "euler" | "heun";
+/** One option's schema. */
+export type Leaf = z.ZodType;
+
+/** Every option by its full name, such as "optim.lr". */
+export const leaves: ReadonlyMap<string, Leaf> = new Map(
+  Object.entries(sections).flatMap(([section, object]) =>
+    Object.entries(object.shape).map(([name, leaf]) => [`${section}.${name}`, leaf as Leaf] as const),
+  ),
+);
+
+interface JsonSchema {
+  type?: string;
+  enum?: string[];
+  const?: string;
+  anyOf?: JsonSchema[];
+  prefixItems?: JsonSchema[];
+  minimum?: number;
+  maximum?: number;
+  exclusiveMinimum?: number;
+  exclusiveMaximum?: number;
+}
+
+/** What an option takes, in words: "a number above 0", "flow, v or iddpm". */
+export function wants(leaf: Leaf): string {
+  const words = (json: JsonSchema): string => {
+    if (json.const !== undefined) return `"${json.const}"`;
+    if (json.enum !== undefined) return `${json.enum.slice(0, -1).join(", ")} or ${json.enum[json.enum.length - 1]}`;
+    if (json.anyOf !== undefined) return json.anyOf.map(words).join(" or ");
+    if (json.prefixItems !== undefined) return `${json.prefixItems.length} values, each ${words(json.prefixItems[0])}`;
+    if (json.type === "boolean") return "true or false";
+    if (json.type === "string") return "text";
+    const kind = json.type === "integer" ? "an integer" : "a number";
+    const low = json.exclusiveMinimum !== undefined ? `above ${json.exclusiveMinimum}` : `from ${json.minimum}`;
+    const least = json.exclusiveMinimum ?? json.minimum ?? Number.MIN_SAFE_INTEGER;
+    const most = json.exclusiveMaximum ?? json.maximum ?? Number.MAX_SAFE_INTEGER;
+    if (least === Number.MIN_SAFE_INTEGER) return kind;
+    if (most === Number.MAX_SAFE_INTEGER) return `${kind} ${low.replace("from", "of at least")}`;
+    return `${kind} ${low} ${json.exclusiveMaximum !== undefined ? "to below" : "to"} ${most}`;
+  };
+  return words(z.toJSONSchema(leaf) as JsonSchema);
+}
+
+/** The value of "section.name" in an object of sections, or undefined. */
+export function valueAt(config: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown> | undefined)?.[key], config);
+}
