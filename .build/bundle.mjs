@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 
 export const root = fileURLToPath(new URL("..", import.meta.url));
 
-const { build, stop } = await import("esbuild").catch(() => {
+const { build, context, stop } = await import("esbuild").catch(() => {
   console.error("espalier: the project's packages are not installed: run npm ci first");
   process.exit(1);
 });
@@ -39,9 +39,17 @@ export function bundleForNode(entryPoints, outdir, extra = {}) {
   });
 }
 
-/** Bundles for a page, packages included. */
+/** What bundles for a page have in common; packages are in them. */
+const forPage = { ...common, platform: "browser", sourcemap: "linked" };
+
+/** Bundles for a page. */
 export function bundleForPage(entryPoints, outdir, extra = {}) {
-  return build({ ...common, entryPoints, outdir, platform: "browser", ...extra });
+  return build({ ...forPage, entryPoints, outdir, ...extra });
+}
+
+/** A page's bundle that is made anew at each `rebuild()`, in memory. */
+export function pageContext(entryPoints, outdir) {
+  return context({ ...forPage, entryPoints, outdir, write: false });
 }
 
 /**

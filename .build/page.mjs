@@ -1,0 +1,41 @@
+// npm run page [-- --port N]: builds examples/page and serves it on this machine only. Reloading rebuilds.
+import { join, relative } from "node:path";
+import { parseArgs } from "node:util";
+import { pageContext, root } from "./bundle.mjs";
+import { folder, serve } from "./serve.mjs";
+
+const { values } = parseArgs({ options: { port: { type: "string", default: "8080" } } });
+const port = Number(values.port);
+if (!Number.isInteger(port) || port < 0 || port > 65535)
+  fail(`--port must be a whole number from 0 to 65535: "${values.port}"`);
+
+const home = join(root, "examples/page");
+const context = await pageContext([join(home, "main.ts"), join(home, "worker.ts")], home);
+const files = folder(home);
+let built = await build();
+if (!built) process.exit(1);
+
+/** Path to contents of what esbuild made, or undefined when it failed; esbuild says why itself. */
+async function build() {
+  const result = await context.rebuild().catch(() => undefined);
+  return result && new Map(result.outputFiles.map(({ path, contents }) => [`/${relative(home, path)}`, contents]));
+}
+
+async function find(path) {
+  if (path === "/") {
+    built = (await build()) ?? built;
+    return files("/index.html");
+  }
+  const body = built.get(path);
+  return body ? { body } : files(path);
+}
+
+const { url } = await serve(find, port).catch((error) =>
+  fail(`port ${port} cannot be had (${error.code}); take another with --port N`),
+);
+console.log(`Espalier's page: ${url}  (Ctrl+C ends it)`);
+
+function fail(text) {
+  console.error(`page: ${text}`);
+  process.exit(2);
+}
