@@ -14,13 +14,8 @@ function unknownKey(path: string): string {
       : [...leaves.keys()];
   const last = name ?? section;
   const namesake = [...leaves.keys()].find((leaf) => leaf.endsWith(`.${last}`));
-  const guess =
-    nearest(path, known) ??
-    namesake ??
-    nearest(
-      last,
-      [...leaves.keys()].map((leaf) => leaf.split(".")[1]),
-    );
+  const names = [...leaves.keys()].map((leaf) => leaf.split(".")[1]);
+  const guess = namesake ?? nearest(path, known) ?? nearest(last, names);
   return `unknown key "${path}"; ${guess === undefined ? `known are ${known.join(", ")}` : `did you mean "${guess}"?`}`;
 }
 

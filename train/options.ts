@@ -144,14 +144,14 @@ export function readConfigFile(path: string): unknown {
   }
 }
 
-/** Options by section laid over one another; a later one wins. A layer that is no object replaces what is below, for parseConfig to refuse. */
+/** Options by section laid over one another; a later one wins. A layer that is no object stands for all, for parseConfig to refuse. */
 export function mergeConfigs(...layers: unknown[]): unknown {
   const isObject = (value: unknown): value is Record<string, unknown> =>
     typeof value === "object" && value !== null && !Array.isArray(value);
   let merged: unknown = {};
   for (const layer of layers) {
-    if (layer === undefined) continue;
-    if (!isObject(merged) || !isObject(layer)) {
+    if (layer === undefined || !isObject(merged)) continue;
+    if (!isObject(layer)) {
       merged = layer;
       continue;
     }
