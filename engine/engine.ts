@@ -6,6 +6,7 @@ import { megabytes, Memory, type MemoryReport, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
 import { type Bound, Queue } from "./queue.js";
+import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
 import { Tape } from "./tape.js";
 import { type Strided, Tensor } from "./tensor.js";
@@ -78,6 +79,11 @@ export class Engine {
   }
   get bindingAlignment(): number {
     return this.device.limits.minStorageBufferOffsetAlignment;
+  }
+
+  /** The key of the engine's seed: split it for everything that draws. */
+  key(): Key {
+    return Key.from(this.seed);
   }
 
   /** Throws when the device is lost, refused a command, or the engine was destroyed. */

@@ -6,5 +6,6 @@ export { createEngine, Engine, type EngineOptions } from "./engine.js";
 export * from "./errors.js";
 export * from "./ops/index.js";
 export { registry } from "./op.js";
+export { Key } from "./random/key.js";
 export type { Shape } from "./shape.js";
 export { Tensor } from "./tensor.js";

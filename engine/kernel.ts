@@ -58,7 +58,7 @@ export function specialize(name: string, source: string, settings: Settings): st
     throw new EspalierError(`kernel ${name}: no line marked "// param" declares ${[...left].join(", ")}; see its .wgsl file.`);
   const text = lines.join("\n");
   // On the first line, so that no other line moves.
-  return /\bf16\b/.test(text) ? `enable f16; ${text}` : text;
+  return /\bf16\b/.test(text.replace(/\/\/.*$/gm, "")) ? `enable f16; ${text}` : text;
 }
 
 function workgroupSize(name: string, source: string, entry: string): [number, number, number] {

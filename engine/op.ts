@@ -82,7 +82,8 @@ export function op<I extends string, A = Record<string, never>>(
 function run<I extends string, A>(contract: Contract<I, A>, given: Record<I, Tensor>, attrs: A): Tensor[] {
   const { name } = contract;
   const names = contract.inputs.filter((k) => given[k] !== undefined);
-  const engine = given[names[0]]?.engine;
+  // Sources (random draws) have no inputs: their attributes name the engine.
+  const engine = contract.inputs.length ? given[names[0]]?.engine : (attrs as { engine?: Engine }).engine;
   if (!engine) throw new EspalierError(`${name}: needs a tensor as its first input.`);
   for (const k of contract.inputs) {
     const t = given[k];

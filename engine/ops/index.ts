@@ -1,3 +1,4 @@
 export * from "./elementwise.js";
+export * from "./random.js";
 export * from "./reduce.js";
 export * from "./view.js";
