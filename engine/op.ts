@@ -59,8 +59,8 @@ export interface Contract<I extends string = string, A = any> {
   /** Output shapes; shape and dtype errors are thrown here. */
   infer?(inputs: Readonly<Record<I, Tensor>>, attrs: A): Spec | Spec[];
   forward?(c: Call<I, A>): void;
-  /** Instead of infer and forward: an output over the input's own memory. */
-  view?(inputs: Readonly<Record<I, Tensor>>, attrs: A): Tensor;
+  /** Instead of infer and forward: outputs over the input's own memory. */
+  view?(inputs: Readonly<Record<I, Tensor>>, attrs: A): Tensor | Tensor[];
   /** What backward reads: names of inputs, or "out". */
   saves?: readonly (I | "out")[] | ((needs: Readonly<Record<I, boolean>>, attrs: A) => readonly (I | "out")[]);
   /** One thunk per differentiable input; its result may have the broadcast shape (the tape sums it back). */
@@ -102,7 +102,7 @@ function run<I extends string, A>(contract: Contract<I, A>, given: Record<I, Ten
     let outs: Tensor[];
     const extra: Record<string, Tensor> = {};
     if (contract.view) {
-      outs = [contract.view(given, attrs)];
+      outs = [contract.view(given, attrs)].flat();
       Object.assign(inputs, given);
     } else {
       const specs = [contract.infer!(given, attrs)].flat();

@@ -12,7 +12,7 @@ const arrows: Record<string, readonly string[]> = {
   model: ["engine", "model"],
   train: ["engine", "model", "train"],
   examples: ["engine", "model", "train", "examples"],
-  test: ["shaders", "engine", "model", "train", "examples", "test"],
+  test: [".build", "shaders", "engine", "model", "train", "examples", "test"],
 };
 /** The only files that may touch the machine. */
 const platformFiles = ["engine/device/node.ts", "model/files/node.ts"];

@@ -13,7 +13,8 @@ export interface Clip {
 /**
  * Reads a clip from a GIF, an animated WebP or a still image of frames stacked in a column.
  * @param path file that sharp can decode
- * @param frames how many frames a still image stacks; without it a column of squares is assumed, n = height / width
+ * @param frames how many frames a still image stacks; without it a WebP is
+ *   taken for a column of squares, n = height / width, and other formats for one picture
  * @throws DataError when the file is missing, cannot be decoded or does not divide into that many frames
  */
 export async function readClip(path: string, frames?: number): Promise<Clip> {
@@ -30,11 +31,7 @@ export async function readClip(path: string, frames?: number): Promise<Clip> {
   let height: number;
   let pages: number;
   try {
-    // Fewer pixels than sharp's own bound: 256 frames of 1024 x 1024 are more than any clip here needs.
-    const image = sharp(bytes, {
-      animated: true,
-      limitInputPixels: 256 * 1024 * 1024,
-    });
+    const image = sharp(bytes, { animated: true });
     const about = await image.metadata();
     const decoded = await image
       .toColourspace("srgb")
@@ -50,7 +47,9 @@ export async function readClip(path: string, frames?: number): Promise<Clip> {
       `clip: the file cannot be decoded: ${path} (${String((error as Error).message).split("\n")[0]}); give a WebP strip, an animated WebP or a GIF`,
     );
   }
-  const count = pages > 1 ? pages : (frames ?? (height % width === 0 ? height / width : 1));
+  // A tall WebP is a strip unless its line says otherwise; a tall photograph in another format is one picture.
+  const stacked = path.toLowerCase().endsWith(".webp") && height % width === 0 ? height / width : 1;
+  const count = pages > 1 ? pages : (frames ?? stacked);
   if (!Number.isInteger(count) || count < 1 || height % count !== 0)
     throw new DataError(
       `clip: a strip's height must divide by its frames: ${width} x ${height} and ${count} frames in ${path}; correct "frames" in its line`,

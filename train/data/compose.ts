@@ -66,11 +66,14 @@ export class Sprites {
     this.classes = [...clips.keys()];
   }
 
+  /** The same clips narrowed to some classes. */
+  only(classes: readonly string[]): Sprites {
+    return new Sprites(new Map(classes.map((name) => [name, this.clipOf(name)])));
+  }
+
   /** Frame `t` of `frames` taken evenly over the class's loop, at size x size pixels. */
   at(name: string, t: number, frames: number, size: number): Sprite {
-    const clip = this.clips.get(name);
-    if (clip === undefined)
-      throw new DataError(`sprites: the class is not loaded: "${name}"; loaded are ${this.classes.join(", ")}`);
+    const clip = this.clipOf(name);
     const frame = Math.floor((t * clip.frames.length) / frames) % clip.frames.length;
     const key = `${name} ${frame} ${size}`;
     let sprite = this.made.get(key);
@@ -79,6 +82,13 @@ export class Sprites {
       this.made.set(key, sprite);
     }
     return sprite;
+  }
+
+  private clipOf(name: string): Clip {
+    const clip = this.clips.get(name);
+    if (clip === undefined)
+      throw new DataError(`sprites: the class is not loaded: "${name}"; loaded are ${this.classes.join(", ")}`);
+    return clip;
   }
 }
 
