@@ -1,6 +1,6 @@
 export * from "./elementwise.js";
-export * from "./matmul.js";
 export * from "./join.js";
+export * from "./matmul.js";
 export * from "./random.js";
 export * from "./reduce.js";
 export * from "./view.js";
