@@ -99,9 +99,13 @@ export class Tape {
     const { engine } = this;
     const list = engine.scope(() => entry.backward(dys));
     engine.anomalyCheck(list, `${entry.op} backward`);
+    // A thunk may hand on dy itself, or one result for two inputs: each input gets a handle of its own.
+    const handed = new Set(dys);
     entry.inputs.forEach((input, k) => {
-      const raw = list[k];
-      if (!raw || !input.needs) return;
+      const result = list[k];
+      if (!result || !input.needs) return;
+      const raw = handed.has(result) ? result.alias() : result;
+      handed.add(result);
       // Broadcasting is undone here, once for all ops.
       const g = sameShape(raw.shape, input.shape) ? raw : engine.sumTo(raw, input.shape);
       if (g !== raw) raw.dispose();
