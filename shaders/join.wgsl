@@ -1,38 +1,24 @@
-// Copies tensors to their places in a larger one.
+// Copies up to six tensors a .. f to their places in a larger one, y: concatenation in one launch.
 //
-//   place, place4  up to six sources a .. f, each walked through <= 4 axes with strides of its own, written to y through
-//                  strides: concatenation. Workgroups with z = k own source k.
-//   pad, pad4      y[i] = x[(i - before) / step] where that is an element of x, else the value: padding, and the
-//                  gradient of a strided slice. Walks y.
+// Each source is read, and y written, through strides over <= 4 axes of the source. Workgroups with z = k own source k.
+//   place   one invocation owns one element
+//   place4  one invocation owns 4 consecutive elements: innermost strides are 1, sizes, other strides and offsets divide
+//           by 4
 //
-// The entries ending in 4 own 4 consecutive elements an invocation, the others own one: they need an innermost stride
-// of 1 on both sides, and sizes, other strides and offsets that divide by 4.
-// T may be any dtype: values are moved, never computed with; C is f32 for f16. Limits assumed: 64 invocations, 7 buffers.
+// T may be any dtype: values are moved, never computed with. Limits assumed: 64 invocations, 7 buffers.
 
 alias T = f32; // param
-alias C = f32; // param
 const WG = 64u; // param
 
 struct Place {
   n: array<vec4<u32>, 2>,        // elements of each source
-  first: array<vec4<u32>, 2>,     // first element of each source
+  first: array<vec4<u32>, 2>,    // first element of each source
   to: array<vec4<u32>, 2>,       // where it goes in y
   shape: array<vec4<u32>, 6>,    // axes of each source, innermost last; leading ones are 1
   stride: array<vec4<u32>, 6>,
   stride_y: array<vec4<u32>, 6>,
 }
-struct Pad {
-  n: u32,              // elements of y
-  offset: u32,         // first element of x
-  value: u32,          // bits of the padding, a C
-  shape: vec4<u32>,    // of y, innermost last; leading ones are 1
-  size: vec4<u32>,     // of x
-  before: vec4<u32>,
-  step: vec4<u32>,
-  stride: vec4<u32>,   // of x
-}
 @group(0) @binding(0) var<uniform> p: Place;
-@group(0) @binding(0) var<uniform> q: Pad;
 @group(0) @binding(1) var<storage, read> a: array<T>;
 @group(0) @binding(2) var<storage, read> b: array<T>;
 @group(0) @binding(3) var<storage, read> c: array<T>;
@@ -47,8 +33,6 @@ struct Pad {
 @group(0) @binding(5) var<storage, read> e4: array<vec4<T>>;
 @group(0) @binding(6) var<storage, read> f4: array<vec4<T>>;
 @group(0) @binding(7) var<storage, read_write> y4: array<vec4<T>>;
-@group(0) @binding(1) var<storage, read> x: array<T>;
-@group(0) @binding(1) var<storage, read> x4: array<vec4<T>>;
 
 fn position(i: u32, shape: vec4<u32>) -> vec4<u32> {
   let w = i % shape.w; var rest = i / shape.w;
@@ -96,28 +80,4 @@ fn place4(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups:
     default: { v = f4[source]; }
   }
   y4[at(pos, p.stride_y[k], p.to[k / 4u][k % 4u]) / 4u] = v;
-}
-
-@compute @workgroup_size(WG)
-fn pad(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-  let i = (wg.y * groups.x + wg.x) * WG + lid;
-  if (i >= q.n) { return; }
-  let here = position(i, q.shape);
-  let inner = here - q.before;
-  let pos = inner / q.step;
-  var v = T(bitcast<C>(q.value));
-  if (all(here >= q.before) && all(pos < q.size) && all(inner % q.step == vec4<u32>())) { v = x[at(pos, q.stride, q.offset)]; }
-  y[i] = v;
-}
-
-@compute @workgroup_size(WG)
-fn pad4(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-  let i = ((wg.y * groups.x + wg.x) * WG + lid) * 4u;
-  if (i >= q.n) { return; }
-  let here = position(i, q.shape);
-  let inner = here - q.before;
-  let pos = inner / q.step;
-  var v = vec4<T>(T(bitcast<C>(q.value)));
-  if (all(here >= q.before) && all(pos < q.size) && all(inner % q.step == vec4<u32>())) { v = x4[at(pos, q.stride, q.offset) / 4u]; }
-  y4[i / 4u] = v;
 }

@@ -3,4 +3,5 @@ export * from "./join.js";
 export * from "./matmul.js";
 export * from "./random.js";
 export * from "./reduce.js";
+export * from "./slice.js";
 export * from "./view.js";

@@ -3,7 +3,8 @@ import { test as matmul } from "./matmul.js";
 import { test as join } from "./join.js";
 import { test as random } from "./random.js";
 import { test as reduce } from "./reduce.js";
+import { test as slice } from "./slice.js";
 import { test as view } from "./view.js";
 
 /** One entry per stem: the registry loop runs them in Node and in the browser. */
-export const opTests: Record<string, OpTest> = { join, matmul, random, reduce, view };
+export const opTests: Record<string, OpTest> = { join, matmul, random, reduce, slice, view };
