@@ -1,4 +1,4 @@
-import { ConfigError } from "../../engine/errors.js";
+import { ConfigError, checkOptions } from "../../engine/errors.js";
 import { philox4x32 } from "../../engine/random/philox.js";
 import { checkPrompts, type Encoded, type TextEncoder } from "./encoder.js";
 import { fnv1a, WordTable } from "./table.js";
@@ -73,6 +73,7 @@ export class WordEncoder implements TextEncoder {
    * @throws DataError when they are none, ConfigError for an option out of range
    */
   constructor(table: Uint8Array, options: WordEncoderOptions = {}) {
+    checkOptions("text", options, ["maxLength", "mix"]);
     const { maxLength = 16, mix = 0.25 } = options;
     if (!Number.isInteger(maxLength) || maxLength < 1)
       throw new ConfigError(`text: maxLength must be a whole number from 1: ${maxLength}; 16 is usual`);

@@ -20,19 +20,25 @@ export class NoFfmpegError extends DataError {
 /** Runs a program to its end and returns what it wrote. No shell is involved, so file names need no quoting. */
 function run(program: string, args: readonly string[]): Promise<{ out: Buffer; code: number | null; said: string }> {
   return new Promise((resolve, reject) => {
-    const child: ChildProcess = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], timeout: PATIENCE_MS });
+    const child: ChildProcess = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+    // spawn's own timeout option keeps Node alive when the program is not found.
+    const timer = setTimeout(() => child.kill("SIGKILL"), PATIENCE_MS);
     const out: Buffer[] = [];
     const said: Buffer[] = [];
     child.stdout?.on("data", (chunk: Buffer) => out.push(chunk));
     child.stderr?.on("data", (chunk: Buffer) => said.push(chunk));
-    child.on("error", (error: NodeJS.ErrnoException) =>
+    child.on("error", (error: NodeJS.ErrnoException) => {
+      clearTimeout(timer);
       reject(
         new NoFfmpegError(
           `video: ${program} is needed to read videos: it cannot be started (${error.code ?? error.message}); install ffmpeg (Debian: apt-get install ffmpeg), or give WebP or GIF clips`,
         ),
-      ),
-    );
-    child.on("close", (code) => resolve({ out: Buffer.concat(out), code, said: Buffer.concat(said).toString() }));
+      );
+    });
+    child.on("close", (code) => {
+      clearTimeout(timer);
+      resolve({ out: Buffer.concat(out), code, said: Buffer.concat(said).toString() });
+    });
   });
 }
 
