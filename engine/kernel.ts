@@ -117,7 +117,8 @@ function reflect(name: string, source: string, entry: string): Reflected {
  * @param name the file's stem, shown in traces
  */
 export function kernel(name: string, source: string, entry: string, settings: Settings = {}): Kernel {
-  const key = `${name}\n${entry}\n${JSON.stringify(settings)}`;
+  let key = `${name}\n${entry}`;
+  for (const setting in settings) key += `\n${setting}=${settings[setting]}`;
   let found = kernels.get(key);
   if (!found) {
     const text = specialize(name, source, settings);
