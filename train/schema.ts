@@ -29,6 +29,10 @@ export const sections = {
     frames: count(1).default(8).describe("frames of a clip"),
     size: count(1).default(32).describe("height and width of a clip in pixels"),
     frameInterval: count(1).default(3).describe("source frames from one kept frame to the next (kinds folder, csv)"),
+    flip: z
+      .boolean()
+      .default(true)
+      .describe("mirror clips at random; not where captions tell left from right (kinds folder, csv)"),
     imageFraction: share.default(0).describe("share of samples that are images: clips of equal frames"),
   }),
   codec: z.strictObject({

@@ -77,6 +77,7 @@ const REFUSED: [unknown, string][] = [
   ],
   [{ data: { kind: "folder" } }, "config: data.path missing: data.kind is folder; say where it lies"],
   [{ data: { path: "x" } }, "config: data.path has no use: data.kind is world; leave it out"],
+  [{ data: { flip: false } }, "config: data.flip has no use: data.kind is world; leave it out"],
   [{ data: { frameInterval: 2 } }, "config: data.frameInterval has no use: data.kind is world; leave it out"],
   [
     { data: { kind: "folder", path: "x", world: "hard" } },
