@@ -5,6 +5,7 @@ import type { Kernel, Params } from "./kernel.js";
 import { megabytes, Memory, type MemoryReport, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
+import { addTo } from "./ops/update.js";
 import { type Bound, Queue } from "./queue.js";
 import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
@@ -153,7 +154,7 @@ export class Engine {
   zeros(shape: Shape, dtype: DType = "f32"): Tensor {
     const t = this.empty(shape, dtype, "zeros");
     const { storage } = t;
-    this.queue.encode((e) => e.clearBuffer(storage.buffer, 0, storage.bytes));
+    this.queue.encode((e) => e.clearBuffer(storage.buffer, 0, storage.bytes), [storage.id]);
     return t;
   }
   ones(shape: Shape, dtype: DType = "f32"): Tensor {
@@ -210,6 +211,10 @@ export class Engine {
   }
   add(a: Tensor, b: Tensor): Tensor {
     return add(a, b);
+  }
+  /** Adds x to y in place; `fresh` overwrites y. */
+  addTo(y: Tensor, x: Tensor, fresh: boolean): void {
+    addTo(y, x, fresh);
   }
   /** Sums a broadcast gradient back to the shape that was broadcast. */
   sumTo(t: Tensor, shape: Shape): Tensor {

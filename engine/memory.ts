@@ -35,6 +35,12 @@ function sizeClass(bytes: number): number {
   return Math.ceil(bytes / step) * step;
 }
 
+/** The largest size that a request of at most `limit` bytes may have without being rounded beyond it. */
+export function largestClass(limit: number): number {
+  const step = 2 ** Math.floor(Math.log2(limit)) / 8;
+  return Math.floor(limit / step) * step;
+}
+
 /** A pool of storage buffers by size class, with a budget. Reuse is safe at once: the queue runs launches in order. */
 export class Memory {
   private readonly free = new Map<number, Storage[]>();

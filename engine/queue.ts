@@ -140,11 +140,12 @@ export class Queue {
     this.pass = undefined;
   }
 
-  /** Records work on the encoder outside a compute pass. */
-  encode(f: (encoder: GPUCommandEncoder) => void): void {
+  /** Records work on the encoder outside a compute pass; `ids` are the buffers that it reads or writes. */
+  encode(f: (encoder: GPUCommandEncoder) => void, ids: readonly number[]): void {
     this.endPass();
     this.encoder ??= this.device.createCommandEncoder();
     f(this.encoder);
+    for (const id of ids) this.touched.add(id);
     this.pending++;
   }
 
@@ -181,7 +182,7 @@ export class Queue {
       this.staging.get(size)?.pop() ??
       this.device.createBuffer({ size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
     const length = Math.ceil(bytes / 4) * 4;
-    this.encode((e) => e.copyBufferToBuffer(from.buffer, from.offset, target, 0, length));
+    this.encode((e) => e.copyBufferToBuffer(from.buffer, from.offset, target, 0, length), [from.id]);
     this.submit();
     await wait(target.mapAsync(GPUMapMode.READ, 0, Math.max(4, length)));
     const copy = target.getMappedRange(0, Math.max(4, length)).slice(0);

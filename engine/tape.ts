@@ -125,6 +125,13 @@ export class Tape {
   private accumulate(leaf: Tensor, g: Tensor): void {
     const { engine } = this;
     const old = leaf.grad;
+    const place = leaf.gradPlace;
+    if (place && (!old || (old.storage === place.storage && old.offset === place.offset))) {
+      engine.addTo(place, g, !old);
+      g.dispose();
+      leaf.grad ??= place.view(place.shape, place.strides, place.offset, "backward").keep();
+      return;
+    }
     let next: Tensor;
     if (old) {
       next = engine.add(old, g);

@@ -2,7 +2,7 @@ import { bytesOf, type DType, decode, type TypedArray } from "./dtype.js";
 import type { Engine } from "./engine.js";
 import { DisposedError, ShapeError } from "./errors.js";
 import type { Storage } from "./memory.js";
-import { isDense, type Shape, show, sizeOf } from "./shape.js";
+import { denseStrides, isDense, type Shape, show, sizeOf } from "./shape.js";
 
 let nextUid = 1;
 
@@ -15,6 +15,8 @@ export class Tensor {
   readonly uid: number;
   /** Set on leaves by `backward()`; same shape and dtype as the tensor. */
   grad: Tensor | undefined;
+  /** Where `backward()` adds this leaf's gradient up, when an optimizer gave it a place in a flat buffer. */
+  gradPlace: Tensor | undefined;
   /** True for leaves that want a gradient and for everything computed from them. */
   requiresGrad = false;
   /** The op that made it, for texts. */
@@ -23,24 +25,40 @@ export class Tensor {
   readonly module: string;
   private live = true;
 
+  private memory: Storage;
+  private steps: readonly number[];
+  private start: number;
+
   constructor(
     readonly engine: Engine,
-    readonly storage: Storage,
+    storage: Storage,
     readonly shape: Shape,
-    /** In elements. */
-    readonly strides: readonly number[],
-    /** In elements. */
-    readonly offset: number,
+    strides: readonly number[],
+    offset: number,
     readonly dtype: DType,
     op: string,
     uid?: number,
   ) {
+    this.memory = storage;
+    this.steps = strides;
+    this.start = offset;
     this.uid = uid ?? nextUid++;
     this.op = op;
     this.module = engine.modulePath;
     engine.adopt(this);
   }
 
+  get storage(): Storage {
+    return this.memory;
+  }
+  /** In elements. */
+  get strides(): readonly number[] {
+    return this.steps;
+  }
+  /** In elements. */
+  get offset(): number {
+    return this.start;
+  }
   get size(): number {
     return sizeOf(this.shape);
   }
@@ -77,6 +95,31 @@ export class Tensor {
   alias(): Tensor {
     const t = new Tensor(this.engine, this.check("alias").storage.retain(), this.shape, this.strides, this.offset, this.dtype, this.op, this.uid);
     return t;
+  }
+
+  /**
+   * Lets this tensor show other memory, densely from element `offset` on; it stays the same object for everyone who
+   * holds it. Views made before keep showing the old memory.
+   */
+  point(storage: Storage, offset: number): void {
+    this.check("point");
+    storage.retain();
+    this.memory.release();
+    this.memory = storage;
+    this.steps = denseStrides(this.shape);
+    this.start = offset;
+  }
+
+  /** Moves the values to element `offset` of another buffer and shows them there. */
+  rehome(storage: Storage, offset: number): void {
+    const { engine } = this.check("rehome");
+    const dense = engine.noGrad(() => engine.dense(this));
+    const size = bytesOf(this.dtype);
+    const [from, at] = [dense.storage, dense.offset * size];
+    const bytes = Math.ceil(dense.bytes / 4) * 4;
+    if (bytes) engine.queue.encode((e) => e.copyBufferToBuffer(from.buffer, at, storage.buffer, offset * size, bytes), [from.id, storage.id]);
+    if (dense !== this) dense.dispose();
+    this.point(storage, offset);
   }
 
   /** The same values, cut off from the tape. */

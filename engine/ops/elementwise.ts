@@ -50,7 +50,7 @@ export function launchElementwise(
   const k = kernel("elementwise", source, entry, settings);
   const at = (i: number) => operands[i < operands.length ? i : 0];
   const four = entry === "flat" || entry === "rows" ? "4" : "";
-  const buffers = { [`a${four}`]: strided(at(0)), [`b${four}`]: strided(at(1)), [`c${four}`]: strided(at(2)), [`d${four}`]: strided(at(3)), [`y${four}`]: strided(y) };
+  const buffers = { [`a${four}`]: strided(at(0)), [`b${four}`]: strided(at(1)), [`c${four}`]: strided(at(2)), [`d${four}`]: strided(at(3)), [`y${four}`]: y };
   engine.launch(k, buffers, {
     n, shape, k: constants(values, operands[0].dtype),
     offset: [0, 1, 2, 3].map((i) => offsets[i] ?? 0),
