@@ -26,31 +26,41 @@ function loadDawn(): Promise<Dawn> {
 /** Asks Dawn for an adapter. `flags` are Dawn's own; `driver` is a Vulkan driver's JSON file to use alone. */
 async function request(flags: string[], power?: GPUPowerPreference, driver?: string): Promise<Candidate> {
   const { create } = await loadDawn();
-  const before = process.env.VK_ICD_FILENAMES;
-  if (driver) process.env.VK_ICD_FILENAMES = driver;
-  try {
+  const quietly = await holdingErrors();
+  const { gpu, pending, warnings } = withDriver(driver, () => {
     const gpu = create(flags);
     roots.push(gpu);
-    const quietly = await holdingErrors();
-    // Drivers are searched, and the variable is read, while the promise is made, not when it settles.
     const { result, text } = quietly(() => gpu.requestAdapter({ powerPreference: power }));
-    const adapter = await wait(result);
-    if (!adapter)
-      throw new Error(
-        text
-          .replace(/^Warning: |^ +at .*$/gm, "")
-          .trim()
-          .split("\n")[0] || "no driver",
-      );
-    return {
-      adapter,
-      languageFeatures: gpu.wgslLanguageFeatures,
-      backend: { darwin: "metal", win32: "d3d12" }[process.platform as string] ?? "vulkan",
-      source: driver ? "embedded" : "system",
-    };
+    return { gpu, pending: result, warnings: text.replace(/^Warning: |^ +at .*$/gm, "").trim() };
+  });
+  const adapter = await wait(pending);
+  if (!adapter) throw new Error(warnings.split("\n")[0] || "no driver");
+  return {
+    adapter,
+    languageFeatures: gpu.wgslLanguageFeatures,
+    backend: { darwin: "metal", win32: "d3d12" }[process.platform as string] ?? "vulkan",
+    source: driver ? "embedded" : "system",
+  };
+}
+
+/** The Vulkan loader's settings, newer name first: it takes precedence. */
+const DRIVER_SETTINGS = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"];
+
+/**
+ * Runs `call` with one Vulkan driver in sight. Dawn searches drivers, and the loader reads these settings, while an
+ * adapter's promise is made, not when it settles: nothing else of this process can come between.
+ */
+function withDriver<T>(driver: string | undefined, call: () => T): T {
+  if (!driver) return call();
+  const before = DRIVER_SETTINGS.map((name) => process.env[name]);
+  for (const name of DRIVER_SETTINGS) process.env[name] = driver;
+  try {
+    return call();
   } finally {
-    if (driver && before === undefined) delete process.env.VK_ICD_FILENAMES;
-    else if (driver) process.env.VK_ICD_FILENAMES = before;
+    DRIVER_SETTINGS.forEach((name, i) => {
+      if (before[i] === undefined) delete process.env[name];
+      else process.env[name] = before[i];
+    });
   }
 }
 

@@ -101,6 +101,6 @@ function unpack(folder: string): Promise<void> {
 
 /** This process's environment without driver choices, which are Node's affair. */
 function environment(): Record<string, string> {
-  const { VK_ICD_FILENAMES: _, ...rest } = process.env;
+  const { VK_DRIVER_FILES: _, VK_ICD_FILENAMES: __, ...rest } = process.env;
   return rest as Record<string, string>;
 }
