@@ -1,0 +1,206 @@
+import { ConfigError, checkOptions, type DType, type Engine, type Tensor } from "../engine/index.js";
+import { type Codec, PCACodec, PixelCodec } from "./codec.js";
+import { decodeConfig, encodeConfig } from "./config.js";
+import { Flow } from "./diffusion/flow.js";
+import { Iddpm, type IddpmLoss } from "./diffusion/iddpm.js";
+import type { Objective } from "./diffusion/objective.js";
+import { Velocity } from "./diffusion/velocity.js";
+import type { ByteSink } from "./files/source.js";
+import {
+  encodeFloat32,
+  openSafetensors,
+  Safetensors,
+  type SafetensorsEntry,
+  type SafetensorsLocation,
+  type Written,
+  writeSafetensors,
+} from "./safetensors.js";
+import { type HostTensor, type LoadOptions, saveTensors } from "./state.js";
+import { STDiT } from "./stdit.js";
+import type { TextEncoder } from "./text/encoder.js";
+import { VocabularyEncoder } from "./text/vocabulary.js";
+
+type Info = Record<string, unknown>;
+
+/** A model with everything that sampling needs. `dispose()` gives all of it back. */
+export interface LoadedModel {
+  model: STDiT;
+  /** Undefined for models whose latents come from a codec outside the file. */
+  codec: Codec | undefined;
+  objective: Objective | undefined;
+  /** What the file says of its text encoder, and the encoder where all of it is in the file. */
+  text: { info: Info | undefined; encoder: TextEncoder | undefined };
+  /** Free-form strings of the file. */
+  metadata: Readonly<Record<string, string>>;
+  dispose(): void;
+}
+
+function json(metadata: Readonly<Record<string, string>>, key: string, file: string): Info | undefined {
+  const text = metadata[key];
+  if (text === undefined) return undefined;
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new ConfigError(`model file: metadata "${key}" of ${file} is no JSON: ${(cause as Error).message}.`, {
+      cause,
+    });
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new ConfigError(`model file: metadata "${key}" of ${file} is no object: ${text.slice(0, 60)}.`);
+  return value as Info;
+}
+
+/** What a checkpoint says of its objective. */
+export function encodeObjective(objective: Objective): Info {
+  if (objective instanceof Flow)
+    return { type: "rectified-flow", shift: objective.shift, target: "eps - x0", timestep: "1000 u" };
+  if (objective instanceof Iddpm)
+    return { type: "iddpm", loss: objective.terms, schedule: "linear", steps: objective.tables.steps };
+  return { type: "v", schedule: "linear", steps: (objective as Velocity).tables.steps };
+}
+
+/**
+ * Reads what `encodeObjective` wrote.
+ * @throws ConfigError for an objective that is not known
+ */
+export function decodeObjective(info: Info): Objective {
+  const { type } = info;
+  if (type === "rectified-flow") return new Flow({ shift: info.shift as number });
+  if ((type === "iddpm" || type === "v") && (info.steps ?? 1000) !== 1000)
+    throw new ConfigError(`objective: ${type} has 1000 steps here: the file says ${info.steps}.`);
+  if (type === "iddpm") return new Iddpm({ loss: info.loss as IddpmLoss | undefined });
+  if (type === "v") return new Velocity();
+  throw new ConfigError(`objective: unknown type ${JSON.stringify(type)}; known are rectified-flow, iddpm, v.`);
+}
+
+async function openCodec(engine: Engine, file: Safetensors, info: Info | undefined): Promise<Codec | undefined> {
+  if (info === undefined) return undefined;
+  if (info.type === "pixels") return new PixelCodec();
+  if (info.type !== "pca")
+    throw new ConfigError(`codec: unknown type ${JSON.stringify(info.type)} in ${file.name}; known are pca, pixels.`);
+  const [mean, basis, scale] = await Promise.all(
+    ["mean", "basis", "scale"].map((name) => file.float32(`codec.${name}`)),
+  );
+  return new PCACodec(engine, { patch: info.patch as number, channels: scale.length, mean, basis, scale });
+}
+
+async function openText(
+  file: Safetensors,
+  info: Info | undefined,
+  maxLength: number,
+): Promise<TextEncoder | undefined> {
+  if (!info || !file.has("text.vectors")) return undefined;
+  const { words } = info;
+  if (!Array.isArray(words) || !words.every((w) => typeof w === "string"))
+    throw new ConfigError(`text: ${file.name} holds vectors but no list of their words.`);
+  return new VocabularyEncoder(words, await file.float32("text.vectors"), maxLength);
+}
+
+/** Options of `openModel`. */
+export interface OpenModelOptions extends Pick<LoadOptions, "onProgress"> {
+  /** Storage of the parameters; default "f32". */
+  dtype?: DType;
+}
+
+/** What beside parameters may lie in a model file. */
+const BESIDE = ["codec.", "text."];
+
+/**
+ * Opens a model file: safetensors with the configuration as JSON in its metadata. Tensors go to the GPU chunk by chunk.
+ * @param location a path or address, a Blob, bytes, or an open file (which stays open)
+ * @throws ConfigError for a file without configuration, StateError for parameters that do not fit it
+ */
+export async function openModel(
+  engine: Engine,
+  location: SafetensorsLocation | Safetensors,
+  options: OpenModelOptions = {},
+): Promise<LoadedModel> {
+  checkOptions("openModel", options, ["dtype", "onProgress"]);
+  const file = location instanceof Safetensors ? location : await openSafetensors(location);
+  let model: STDiT | undefined;
+  let codec: Codec | undefined;
+  try {
+    const { metadata } = file;
+    if (metadata.model === undefined)
+      throw new ConfigError(`model file: ${file.name} holds no configuration; its metadata must have "model" as JSON.`);
+    const config = decodeConfig(metadata.model);
+    const about = json(metadata, "objective", file.name);
+    const objective = about && decodeObjective(about);
+    codec = await openCodec(engine, file, json(metadata, "codec", file.name));
+    const info = json(metadata, "text", file.name);
+    const encoder = await openText(file, info, config.maxLength);
+    model = new STDiT(engine, config, { dtype: options.dtype });
+    await model.loadStateDict(file, { ignore: BESIDE, onProgress: options.onProgress });
+    const [m, c] = [model, codec];
+    const dispose = () => {
+      m.dispose();
+      c?.dispose();
+    };
+    return { model, codec, objective, text: { info, encoder }, metadata, dispose };
+  } catch (error) {
+    model?.dispose();
+    codec?.dispose();
+    throw error;
+  } finally {
+    if (file !== location) await file.close();
+  }
+}
+
+/** What `saveModel` writes. */
+export interface ModelContent {
+  model: STDiT;
+  codec?: Codec;
+  objective?: Objective;
+  /** What to say of the text encoder; `words` and `vectors` [words, dim] put its whole vocabulary into the file. */
+  text?: Info & { words?: readonly string[] };
+  vectors?: HostTensor;
+  /** Tensors to write instead of the model's own of the same name: averaged weights. */
+  weights?: Readonly<Record<string, Tensor>>;
+  /** Further strings for the metadata. */
+  metadata?: Readonly<Record<string, string>>;
+}
+
+const hostEntry = (name: string, { shape, data }: HostTensor): SafetensorsEntry => ({
+  name,
+  dtype: "F32",
+  shape,
+  data: encodeFloat32(data instanceof Float32Array ? data : Float32Array.from(data), "F32"),
+});
+
+/**
+ * The tensors and strings of a model file, for `writeSafetensors` or for a training checkpoint that holds more.
+ * @throws ConfigError when averaged weights do not belong to the model or a metadata key is taken
+ */
+export function modelEntries(content: ModelContent): { entries: SafetensorsEntry[]; metadata: Record<string, string> } {
+  const { model, codec, objective, text, vectors, weights = {}, metadata = {} } = content;
+  const own = model.stateDict();
+  for (const [name, t] of Object.entries(weights))
+    if (!own[name] || `${own[name].shape}` !== `${t.shape}`)
+      throw new ConfigError(
+        `saveModel: weight "${name}" [${t.shape.join(", ")}] is none of the model${own[name] ? `, whose shape is [${own[name].shape.join(", ")}]` : ""}.`,
+      );
+  if (vectors && vectors.shape[0] !== text?.words?.length)
+    throw new ConfigError(
+      `saveModel: ${vectors.shape[0]} text vectors need as many words in text.words: got ${text?.words?.length ?? "none"}.`,
+    );
+  const coded = codec?.state();
+  const entries = [
+    ...saveTensors(model.engine, { ...own, ...weights }),
+    ...Object.entries(coded?.tensors ?? {}).map(([name, t]) => hostEntry(`codec.${name}`, t)),
+    ...(vectors ? [hostEntry("text.vectors", vectors)] : []),
+  ];
+  const strings: Record<string, string> = { model: encodeConfig(model.config) };
+  if (objective) strings.objective = JSON.stringify(encodeObjective(objective));
+  if (coded) strings.codec = JSON.stringify(coded.info);
+  if (text) strings.text = JSON.stringify(text);
+  for (const key of Object.keys(metadata))
+    if (key in strings) throw new ConfigError(`saveModel: metadata "${key}" is written already; take another name.`);
+  return { entries, metadata: { ...strings, ...metadata } };
+}
+
+/** Writes a model file, atomically, reading tensors back chunk by chunk. */
+export function saveModel(target: string | ByteSink, content: ModelContent): Promise<Written> {
+  const { entries, metadata } = modelEntries(content);
+  return writeSafetensors(target, entries, metadata);
+}

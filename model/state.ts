@@ -1,0 +1,209 @@
+import { bytesOf, decode, encode } from "../engine/dtype.js";
+import {
+  type Data,
+  type DType,
+  type Engine,
+  EspalierError,
+  launchElementwise,
+  nearest,
+  type Shape,
+  Tensor,
+} from "../engine/index.js";
+import {
+  DTYPE_BYTES,
+  decodeFloat32,
+  decodeInt32,
+  Safetensors,
+  type SafetensorsDtype,
+  type SafetensorsEntry,
+} from "./safetensors.js";
+
+/** Numbers on the host with their shape. */
+export interface HostTensor {
+  shape: Shape;
+  data: Data;
+}
+
+/** Where parameters may be loaded from. */
+export type StateSource = Safetensors | Readonly<Record<string, Tensor | HostTensor>>;
+
+export interface LoadOptions {
+  /** Refuse missing and unexpected names; shapes must agree in any case. Default true. */
+  strict?: boolean;
+  /** The source's names begin with this, such as "ema."; names without it are left alone. */
+  prefix?: string;
+  /** Names of the source (after the prefix) that are for others: exact, or beginnings that end in a dot. */
+  ignore?: readonly string[];
+  /** Told after each tensor how many bytes of how many have been loaded. */
+  onProgress?: (done: number, total: number) => void;
+}
+
+/** What `loadStateDict` did. */
+export interface LoadReport {
+  loaded: string[];
+  /** Names of the model that the source lacks. */
+  missing: string[];
+  /** Names of the source that the model lacks. */
+  unexpected: string[];
+}
+
+/** Names or shapes of a source do not fit the model. */
+export class StateError extends EspalierError {
+  override name = "StateError";
+  constructor(
+    message: string,
+    readonly missing: readonly string[],
+    readonly unexpected: readonly string[],
+    readonly mismatched: readonly string[],
+  ) {
+    super(message);
+  }
+}
+
+/** A multiple of every buffer alignment in use, and small beside the memory of any host. */
+const CHUNK = 4 << 20;
+/** Uploaded bytes that may wait in the driver's staging memory. */
+const IN_FLIGHT = 64 << 20;
+
+const few = (names: readonly string[]) =>
+  `${names.slice(0, 8).join(", ")}${names.length > 8 ? ` and ${names.length - 8} more` : ""}`;
+
+function shapesOf(source: StateSource): Map<string, Shape> {
+  return source instanceof Safetensors
+    ? new Map(Array.from(source.tensors, ([name, info]) => [name, info.shape]))
+    : new Map(Object.entries(source).map(([name, t]) => [name, t.shape]));
+}
+
+/** Pairs names and shapes of both sides; throws StateError where they do not fit. */
+function match(state: Readonly<Record<string, Tensor>>, source: StateSource, options: LoadOptions): LoadReport {
+  const { strict = true, prefix = "", ignore = [] } = options;
+  const given = new Map<string, Shape>();
+  for (const [name, shape] of shapesOf(source)) {
+    if (!name.startsWith(prefix)) continue;
+    const short = name.slice(prefix.length);
+    if (!ignore.some((i) => short === i || (i.endsWith(".") && short.startsWith(i)))) given.set(short, shape);
+  }
+  const own = Object.keys(state);
+  const missing = own.filter((name) => !given.has(name));
+  const unexpected = [...given.keys()].filter((name) => !(name in state));
+  const loaded = own.filter((name) => given.has(name));
+  const mismatched = loaded.filter((name) => `${given.get(name)}` !== `${state[name].shape}`);
+  const lines: string[] = [];
+  if (strict && missing.length) lines.push(`missing: ${few(missing)}`);
+  if (strict && unexpected.length) {
+    // A misspelt name is nearest to one that is missing; beside nothing missing it is simply too many.
+    const told = unexpected.map((name) => {
+      const guess = nearest(name, missing.length ? missing : own);
+      return guess === undefined ? name : `${name} (did you mean ${guess}?)`;
+    });
+    lines.push(`unexpected: ${few(told)}`);
+  }
+  if (mismatched.length)
+    lines.push(
+      `of another shape: ${few(mismatched.map((name) => `${name} is [${given.get(name)!.join(", ")}], the model's is [${state[name].shape.join(", ")}]`))}`,
+    );
+  if (lines.length) {
+    const name = source instanceof Safetensors ? source.name : "the given tensors";
+    throw new StateError(
+      `loadStateDict: ${name} does not fit the model (${own.length} tensors, ${loaded.length} found):\n  ${lines.join("\n  ")}`,
+      missing,
+      unexpected,
+      mismatched,
+    );
+  }
+  return { loaded, missing, unexpected };
+}
+
+/** Part of a contiguous tensor as one axis, [from, from + length) in elements. */
+const piece = (t: Tensor, from: number, length: number) => t.view([length], [1], t.offset + from, "chunk");
+
+function convert(bytes: Uint8Array, from: SafetensorsDtype, to: DType): Uint8Array {
+  const same =
+    (from === "F32" && to === "f32") ||
+    (from === "F16" && to === "f16") ||
+    (from === "I32" && to === "i32") ||
+    (from === "U32" && to === "u32");
+  if (same) return bytes;
+  return encode(to === "f32" || to === "f16" ? decodeFloat32(bytes, from) : decodeInt32(bytes, from), to);
+}
+
+function write(engine: Engine, t: Tensor, at: number, length: number, bytes: Uint8Array): void {
+  const part = piece(t, at, length);
+  engine.write(part, bytes);
+  part.dispose();
+}
+
+/** Fills `state` from `source`; see `Module.loadStateDict`. */
+export async function loadTensors(
+  engine: Engine,
+  state: Readonly<Record<string, Tensor>>,
+  source: StateSource,
+  options: LoadOptions = {},
+): Promise<LoadReport> {
+  const report = match(state, source, options);
+  const { prefix = "", onProgress } = options;
+  const total = report.loaded.reduce((n, name) => n + state[name].bytes, 0);
+  let done = 0;
+  let waiting = 0;
+  for (const name of report.loaded) {
+    const t = state[name].check("loadStateDict");
+    if (source instanceof Safetensors) {
+      const { dtype } = source.info(prefix + name);
+      const width = DTYPE_BYTES[dtype];
+      for await (const { offset, data } of source.readInto(prefix + name, CHUNK)) {
+        write(engine, t, offset / width, data.length / width, convert(data, dtype, t.dtype));
+        waiting += data.length;
+        // Without a wait the driver would hold a staging copy of every chunk at once.
+        if (waiting >= IN_FLIGHT) {
+          await engine.finish();
+          waiting = 0;
+        }
+      }
+    } else {
+      const from = source[prefix + name];
+      if (from instanceof Tensor)
+        engine.noGrad(() => launchElementwise(t, t.dtype === "f16" ? "f32(x)" : `${t.dtype}(x)`, ["x"], [from]));
+      else write(engine, t, 0, t.size, encode(from.data, t.dtype));
+    }
+    done += t.bytes;
+    onProgress?.(done, total);
+  }
+  await engine.finish();
+  return report;
+}
+
+const fileDType: Record<DType, SafetensorsDtype> = { f32: "F32", f16: "F16", i32: "I32", u32: "U32" };
+
+async function* chunks(engine: Engine, t: Tensor): AsyncGenerator<Uint8Array> {
+  const step = CHUNK / bytesOf(t.dtype);
+  const dense = t.isContiguous ? t : engine.noGrad(() => engine.copy(t));
+  try {
+    for (let at = 0; at < t.size; at += step) {
+      const part = piece(dense, at, Math.min(step, t.size - at));
+      const bytes = await engine.read(part).finally(() => part.dispose());
+      yield new Uint8Array(bytes, 0, part.bytes);
+    }
+  } finally {
+    if (dense !== t) dense.dispose();
+  }
+}
+
+/** Safetensors entries of GPU tensors, read back chunk by chunk while they are written. */
+export function saveTensors(engine: Engine, state: Readonly<Record<string, Tensor>>, prefix = ""): SafetensorsEntry[] {
+  return Object.entries(state).map(([name, t]) => ({
+    name: prefix + name,
+    dtype: fileDType[t.dtype],
+    shape: t.shape,
+    data: chunks(engine, t),
+  }));
+}
+
+/** A tensor of a safetensors file on the GPU, floats as f32 (or `dtype`), integers as i32. */
+export async function readTensor(engine: Engine, file: Safetensors, name: string, dtype?: DType): Promise<Tensor> {
+  const info = file.info(name);
+  const whole = info.dtype.startsWith("I") || info.dtype.startsWith("U") || info.dtype === "BOOL";
+  const to = dtype ?? (whole ? "i32" : "f32");
+  const { data } = await file.tensor(name);
+  const bytes = convert(data, info.dtype, to);
+  return engine.tensor(decode(bytes.slice().buffer, to, bytes.length / bytesOf(to)), info.shape, to);
+}
