@@ -1,6 +1,7 @@
 /** The public surface of the engine. */
 import "./methods.js";
 
+export { checkpoint } from "./checkpoint.js";
 export type { Data, DType, TypedArray } from "./dtype.js";
 export { createEngine, Engine, type EngineOptions } from "./engine.js";
 export * from "./errors.js";

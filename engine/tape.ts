@@ -14,6 +14,8 @@ export interface Entry {
   attrs: unknown;
   /** Gradients of the inputs, in order; undefined where none is needed. Runs in a scope with recording off. */
   backward(dys: (Tensor | undefined)[]): (Tensor | undefined)[];
+  /** Instead of `backward`: records the ops between inputs and outputs anew and returns those outputs. */
+  replay?(): Tensor[];
   /** Gives back what was saved. */
   release(): void;
 }
@@ -67,25 +69,61 @@ export class Tape {
     engine.noGrad(() =>
       engine.scope(() => {
         grads.set(loss.uid, gradient ? gradient.alias() : engine.full(loss.shape, 1, loss.dtype));
-        for (let i = start; i >= 0; i--) {
-          const entry = this.entries[i];
-          const dys = entry.outputs.map((o) => grads.get(o.uid));
-          if (dys.some((d) => d)) {
-            engine.inModule(entry.module, () => this.step(entry, dys, grads));
-            for (const d of dys) d?.dispose();
-            for (const o of entry.outputs) grads.delete(o.uid);
-          }
-          if (!retain) {
-            for (const o of entry.outputs) this.spent.add(o.uid);
-            this.drop(i);
-          }
-        }
+        this.walk(start, 0, grads, retain);
       }),
     );
     if (!retain) this.entries.splice(0, start + 1);
     if (this.entries.length === 0) this.made.clear();
     else if (!retain) this.reindex();
     if (this.spent.size > 100_000) this.spent.clear();
+  }
+
+  /** Turns gradients of outputs into gradients of inputs, from entry `start` down to entry `floor`. */
+  private walk(start: number, floor: number, grads: Map<number, Tensor>, retain: boolean): void {
+    for (let i = start; i >= floor; i--) {
+      const entry = this.entries[i];
+      const dys = entry.outputs.map((o) => grads.get(o.uid));
+      if (dys.some((d) => d)) {
+        for (const o of entry.outputs) grads.delete(o.uid);
+        this.engine.inModule(entry.module, () => (entry.replay ? this.replay(entry.replay, dys, grads) : this.step(entry, dys, grads)));
+        for (const d of dys) d?.dispose();
+      }
+      if (!retain) {
+        for (const o of entry.outputs) this.spent.add(o.uid);
+        this.drop(i);
+      }
+    }
+  }
+
+  /**
+   * Walks what a checkpoint recorded anew. It shares `grads`, so that sums form in the order they have without a
+   * checkpoint: the result is equal to the last bit.
+   */
+  private replay(record: () => Tensor[], dys: (Tensor | undefined)[], grads: Map<number, Tensor>): void {
+    const mark = this.entries.length;
+    try {
+      const outs = this.engine.withGrad(record);
+      const made = outs.filter((o) => (this.made.get(o.uid) ?? -1) >= mark);
+      outs.forEach((o, j) => {
+        const dy = dys[j];
+        if (dy && o.requiresGrad) this.flow(o.uid, dy.alias(), grads);
+      });
+      this.walk(this.entries.length - 1, mark, grads, false);
+      for (const o of made) o.dispose();
+    } finally {
+      this.truncate(mark);
+    }
+  }
+
+  /** Adds a gradient, which it takes over, to what has flowed to `uid` so far. */
+  private flow(uid: number, g: Tensor, grads: Map<number, Tensor>): void {
+    const old = grads.get(uid);
+    if (!old) grads.set(uid, g);
+    else {
+      grads.set(uid, this.engine.add(old, g));
+      old.dispose();
+      g.dispose();
+    }
   }
 
   private reindex(): void {
@@ -110,15 +148,7 @@ export class Tape {
       const g = sameShape(raw.shape, input.shape) ? raw : engine.sumTo(raw, input.shape);
       if (g !== raw) raw.dispose();
       if (input.leaf) this.accumulate(input.leaf, g);
-      else {
-        const old = grads.get(input.uid);
-        if (!old) grads.set(input.uid, g);
-        else {
-          grads.set(input.uid, engine.add(old, g));
-          old.dispose();
-          g.dispose();
-        }
-      }
+      else this.flow(input.uid, g, grads);
     });
   }
 
