@@ -1,11 +1,13 @@
 import source from "../../shaders/elementwise.wgsl";
-import { computeType, type DType, encode, isFloat } from "../dtype.js";
-import { DTypeError, ShapeError } from "../errors.js";
+import { checkDType, computeType, type DType, encode, isFloat } from "../dtype.js";
+import { DTypeError, EspalierError, ShapeError } from "../errors.js";
 import { kernel } from "../kernel.js";
-import { op, sameDType } from "../op.js";
+import { type Call, op, sameDType } from "../op.js";
 import { broadcast, collapse, expandStrides, show } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
 import { binaryTable, type Row, ternaryTable, unaryTable } from "./formulas.js";
+
+const WG = 64;
 
 /** Bits of a formula's constants in the type it computes with. */
 function constants(values: readonly number[], dtype: DType): number[] {
@@ -18,23 +20,45 @@ function constants(values: readonly number[], dtype: DType): number[] {
  * @param names what the expression calls the operands; constants are K0 … K3
  */
 export function launchElementwise(
-  y: Tensor, expression: string, names: readonly string[], operands: readonly Tensor[], values: readonly number[] = [],
+  y: Tensor,
+  expression: string,
+  names: readonly string[],
+  operands: readonly Tensor[],
+  values: readonly number[] = [],
 ): void {
   const { engine } = y;
   const n = y.size;
   if (n === 0) return;
-  const walk = collapse(y.shape, operands.map((t) => expandStrides(t.shape, t.strides, y.shape)));
+  const walk = collapse(
+    y.shape,
+    operands.map((t) => expandStrides(t.shape, t.strides, y.shape)),
+  );
   if (walk.shape.length > 8)
-    throw new ShapeError(`elementwise: ${show(y.shape)} has more than 8 axes that cannot be merged; reshape it to fewer.`);
+    throw new ShapeError(
+      `elementwise: ${show(y.shape)} has more than 8 axes that cannot be merged; reshape it to fewer.`,
+    );
   const pad = <T>(list: readonly T[], fill: T) => [...Array<T>(8 - list.length).fill(fill), ...list];
   const shape = pad(walk.shape, 1);
   const strides = walk.strides.map((s) => pad(s, 0));
   const offsets = operands.map((t) => t.offset);
-  const isFlat = walk.strides.every((s) => walk.shape.length === 0 ? n === 1 : s.length === 1 && s[0] === 1) && offsets.every((o) => o === 0);
-  const isRows = walk.shape.length <= 4 && shape[7] % 4 === 0 && strides.every((s, k) => s[7] === 0 || (s[7] === 1 && s.slice(0, 7).every((v) => v % 4 === 0) && offsets[k] % 4 === 0));
+  const isFlat =
+    walk.strides.every((s) => (walk.shape.length === 0 ? n === 1 : s.length === 1 && s[0] === 1)) &&
+    offsets.every((o) => o === 0);
+  const isRows =
+    walk.shape.length <= 4 &&
+    shape[7] % 4 === 0 &&
+    strides.every(
+      (s, k) => s[7] === 0 || (s[7] === 1 && s.slice(0, 7).every((v) => v % 4 === 0) && offsets[k] % 4 === 0),
+    );
   const entry = isFlat ? "flat" : isRows ? "rows" : walk.shape.length <= 4 ? "general" : "deep";
   const letters = ["A", "B", "C", "D"];
-  const settings: Record<string, string | number> = { OPERANDS: operands.length, TY: y.dtype, CY: computeType(y.dtype) };
+  const settings: Record<string, string | number> = {
+    OPERANDS: operands.length,
+    TAIL: n % 4 ? 1 : 0,
+    WG,
+    TY: y.dtype,
+    CY: computeType(y.dtype),
+  };
   letters.forEach((l, i) => {
     const { dtype } = operands[Math.min(i, operands.length - 1)];
     // Unused operands share a's buffer, so they must share its type.
@@ -42,26 +66,71 @@ export function launchElementwise(
     settings[`T${l}`] = own;
     settings[`C${l}`] = computeType(own);
   });
+  if (settings.CA !== "f32") settings.unordered = "return false;";
   const variables = names.map((name, i) => `let ${name} = v${letters[i].toLowerCase()}; `).join("");
   const kType = computeType(operands[0].dtype);
-  const ks = ["x", "y", "z", "w"].map((c, i) => (expression.includes(`K${i}`) ? `let K${i} = bitcast<${kType}>(p.k.${c}); ` : "")).join("");
+  const ks = ["x", "y", "z", "w"]
+    .map((c, i) => (expression.includes(`K${i}`) ? `let K${i} = bitcast<${kType}>(p.k.${c}); ` : ""))
+    .join("");
   settings.f = `${variables}${ks}return ${expression};`;
   const none = pad<number>([], 0);
   const k = kernel("elementwise", source, entry, settings);
   const at = (i: number) => operands[i < operands.length ? i : 0];
   const four = entry === "flat" || entry === "rows" ? "4" : "";
-  const buffers = { [`a${four}`]: strided(at(0)), [`b${four}`]: strided(at(1)), [`c${four}`]: strided(at(2)), [`d${four}`]: strided(at(3)), [`y${four}`]: y };
-  engine.launch(k, buffers, {
-    n, shape, k: constants(values, operands[0].dtype),
-    offset: [0, 1, 2, 3].map((i) => offsets[i] ?? 0),
-    stride_a: strides[0], stride_b: strides[1] ?? none, stride_c: strides[2] ?? none, stride_d: strides[3] ?? none,
-  }, Math.ceil(n / (four ? 256 : 64)));
+  const buffers = {
+    [`a${four}`]: strided(at(0)),
+    [`b${four}`]: strided(at(1)),
+    [`c${four}`]: strided(at(2)),
+    [`d${four}`]: strided(at(3)),
+    [`y${four}`]: y,
+  };
+  const vectors = Math.ceil(n / 4);
+  const width = entry === "rows" ? shape[7] / 4 : shape[7];
+  const rows = n / shape[7];
+  // An invocation of a software adapter costs as much as a few elements: each gets many, as long as all cores have work.
+  const software = engine.kind === "software";
+  const run =
+    entry === "flat"
+      ? WG * (software ? Math.min(64, Math.max(1, Math.floor(vectors / 256))) : 1)
+      : software
+        ? Math.min(width, Math.ceil(256 / rows))
+        : width;
+  engine.launch(
+    k,
+    buffers,
+    {
+      n,
+      run,
+      shape,
+      k: constants(values, operands[0].dtype),
+      offset: [0, 1, 2, 3].map((i) => offsets[i] ?? 0),
+      stride_a: strides[0],
+      stride_b: strides[1] ?? none,
+      stride_c: strides[2] ?? none,
+      stride_d: strides[3] ?? none,
+    },
+    entry === "flat" ? Math.ceil(vectors / run) : Math.ceil((rows * run) / WG),
+  );
+}
+
+/** Integers take whole constants of their own range: rounding one silently would change the result. */
+function checkConstants(name: string, values: readonly number[], dtype: DType): void {
+  const [low, high] = dtype === "u32" ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1];
+  for (const v of values)
+    if (!Number.isInteger(v) || v < low || v > high)
+      throw new DTypeError(
+        `${name}: ${v} is no ${dtype} number; use a whole number from ${low} to ${high}, or convert the tensor with to("f32").`,
+      );
 }
 
 const uses = (expression: string, name: string) => new RegExp(`\\b${name}\\b`).test(expression);
 
 /** Defines the op of one row: forward from `y`, one gradient thunk per derivative given. */
-export function elementwise(name: string, row: Row, inputs: readonly string[]): (tensors: readonly Tensor[], values?: readonly number[]) => Tensor {
+export function elementwise(
+  name: string,
+  row: Row,
+  inputs: readonly string[],
+): (tensors: readonly Tensor[], values?: readonly number[]) => Tensor {
   const wantedBy = (input: string) => row.grad?.[input] ?? "";
   const run = op<string, { values: readonly number[] }>({
     name,
@@ -70,26 +139,48 @@ export function elementwise(name: string, row: Row, inputs: readonly string[]): 
     inputs,
     strided: inputs,
     stridedGrad: true,
-    infer: (given) => {
+    infer: (given, attrs) => {
       const tensors = inputs.map((i) => given[i]);
       const typed = row.mixed ? tensors.slice(1) : tensors;
       const dtype = sameDType(name, ...typed);
-      if (row.types !== "any" && !isFloat(dtype))
-        throw new DTypeError(`${name}: needs f32 or f16: got ${dtype}; convert it with to("f32").`);
+      if (!isFloat(dtype) && row.types !== "any" && !(row.types === "signed" && dtype === "i32"))
+        throw new DTypeError(
+          `${name}: needs f32${row.types === "signed" ? ", f16 or i32" : " or f16"}: got ${dtype}; convert it with to("f32").`,
+        );
+      if (row.mixed && isFloat(given[inputs[0]].dtype))
+        throw new DTypeError(
+          `${name}: the condition must be u32 or i32: got ${given[inputs[0]].dtype}; compare it first, as in x.greater(0).`,
+        );
+      if (!isFloat(dtype)) checkConstants(name, attrs.values, dtype);
       return { shape: broadcast(name, ...tensors.map((t) => t.shape)), dtype: row.result ?? dtype };
     },
-    forward: (c) => launchElementwise(c.out, row.y, inputs, inputs.map((i) => c.in[i]), c.attrs.values),
-    saves: (needs) => [...inputs, "out"].filter((v) => inputs.some((i) => needs[i] && uses(wantedBy(i), v === "out" ? "y" : v))) as string[],
+    forward: (c) =>
+      launchElementwise(
+        c.out,
+        row.y,
+        inputs,
+        inputs.map((i) => c.in[i]),
+        c.attrs.values,
+      ),
+    saves: (needs) =>
+      [...inputs, "out"].filter((v) =>
+        inputs.some((i) => needs[i] && uses(wantedBy(i), v === "out" ? "y" : v)),
+      ) as string[],
     grad: Object.fromEntries(
-      inputs.filter((i) => row.grad?.[i] !== undefined).map((i) => [i, (c) => {
-        const expression = wantedBy(i);
-        if (expression === "dy") return c.dy;
-        const names = ["dy", ...inputs.filter((v) => uses(expression, v)), ...(uses(expression, "y") ? ["y"] : [])];
-        const operands = names.map((v) => (v === "dy" ? c.dy : v === "y" ? c.out : c.in[v]));
-        const dx = c.engine.empty(broadcast(name, ...operands.map((t) => t.shape)), c.dy.dtype, `${name} backward`);
-        launchElementwise(dx, expression, names, operands, c.attrs.values);
-        return dx;
-      }]),
+      inputs
+        .filter((i) => row.grad?.[i] !== undefined)
+        .map((i) => [
+          i,
+          (c) => {
+            const expression = wantedBy(i);
+            if (expression === "dy") return c.dy;
+            const names = ["dy", ...inputs.filter((v) => uses(expression, v)), ...(uses(expression, "y") ? ["y"] : [])];
+            const operands = names.map((v) => (v === "dy" ? c.dy : v === "y" ? c.out : c.in[v]));
+            const dx = c.engine.empty(broadcast(name, ...operands.map((t) => t.shape)), c.dy.dtype, `${name} backward`);
+            launchElementwise(dx, expression, names, operands, c.attrs.values);
+            return dx;
+          },
+        ]),
     ),
   });
   return (tensors, values = []) => run(Object.fromEntries(inputs.map((i, k) => [i, tensors[k]])), { values })[0];
@@ -99,12 +190,25 @@ type Unary = { [K in keyof typeof unaryTable]: (x: Tensor, ...constants: number[
 type Binary = { [K in keyof typeof binaryTable]: (a: Tensor, b: Tensor) => Tensor };
 type Ternary = { [K in keyof typeof ternaryTable]: (x: Tensor, a: Tensor, b: Tensor) => Tensor };
 
-const define = <F>(table: Record<string, Row>, inputs: readonly string[], wrap: (run: (t: readonly Tensor[], v?: readonly number[]) => Tensor) => F) =>
-  Object.fromEntries(Object.entries(table).map(([name, row]) => [name, wrap(elementwise(name, row, inputs))]));
+const define = <F>(
+  table: Record<string, Row>,
+  inputs: readonly string[],
+  wrap: (run: (t: readonly Tensor[], v?: readonly number[]) => Tensor) => F,
+) => Object.fromEntries(Object.entries(table).map(([name, row]) => [name, wrap(elementwise(name, row, inputs))]));
 
-const unary = define(unaryTable, ["x"], (run) => (x: Tensor, ...k: number[]) => run([x], k)) as unknown as Unary;
+const unary = define(
+  unaryTable,
+  ["x"],
+  (run) =>
+    (x: Tensor, ...k: number[]) =>
+      run([x], k),
+) as unknown as Unary;
 const binary = define(binaryTable, ["a", "b"], (run) => (a: Tensor, b: Tensor) => run([a, b])) as unknown as Binary;
-const ternary = define(ternaryTable, ["x", "a", "b"], (run) => (x: Tensor, a: Tensor, b: Tensor) => run([x, a, b])) as unknown as Ternary;
+const ternary = define(
+  ternaryTable,
+  ["x", "a", "b"],
+  (run) => (x: Tensor, a: Tensor, b: Tensor) => run([x, a, b]),
+) as unknown as Ternary;
 
 export { binary, ternary, unary };
 
@@ -121,26 +225,42 @@ const contiguousRun = op<"x">({
 });
 export const contiguous = (x: Tensor): Tensor => contiguousRun({ x }, {})[0];
 
-const castRun = op<"x", { dtype: DType }>({
+const cast = {
+  inputs: ["x"] as const,
+  strided: ["x"] as const,
+  infer: ({ x }: { x: Tensor }, { dtype }: { dtype: DType }) => ({ shape: x.shape, dtype }),
+  forward: (c: Call<"x", { dtype: DType }>) =>
+    launchElementwise(c.out, `${computeType(c.attrs.dtype)}(x)`, ["x"], [c.in.x]),
+};
+const toFloat = op<"x", { dtype: DType }>({
+  ...cast,
   name: "to",
-  doc: "y = x converted to another dtype; towards integers it truncates",
-  inputs: ["x"],
-  strided: ["x"],
-  infer: ({ x }, { dtype }) => ({ shape: x.shape, dtype }),
-  forward: (c) => launchElementwise(c.out, `${computeType(c.attrs.dtype)}(x)`, ["x"], [c.in.x]),
+  doc: "y = x converted to f32 or f16",
+  stridedGrad: true,
   grad: { x: (c) => to(c.dy, c.spec.x.dtype) },
 });
-/** The values as another dtype; the tensor itself when it has it already. */
-export const to = (x: Tensor, dtype: DType): Tensor => (x.dtype === dtype ? x : castRun({ x }, { dtype })[0]);
+const toInteger = op<"x", { dtype: DType }>({
+  ...cast,
+  name: "toInteger",
+  doc: "y = x truncated to i32 or u32; no gradient",
+});
+
+/** The values as another dtype; the tensor itself when it has it already. Towards integers they are truncated. */
+export function to(x: Tensor, dtype: DType): Tensor {
+  checkDType("to", dtype);
+  return x.dtype === dtype ? x : (isFloat(dtype) ? toFloat : toInteger)({ x }, { dtype })[0];
+}
 
 /** A tensor or a plain number as the second operand. */
 export type Operand = Tensor | number;
 
-const withNumber = (tensorOp: (a: Tensor, b: Tensor) => Tensor, numberOp: (a: Tensor, k: number) => Tensor) => (a: Tensor, b: Operand): Tensor =>
-  typeof b === "number" ? numberOp(a, b) : tensorOp(a, b);
+const withNumber =
+  (tensorOp: (a: Tensor, b: Tensor) => Tensor, numberOp: (a: Tensor, k: number) => Tensor) =>
+  (a: Tensor, b: Operand): Tensor =>
+    typeof b === "number" ? numberOp(a, b) : tensorOp(a, b);
 
 export const add = withNumber(binary.add, unary.addScalar);
-export const sub = withNumber(binary.sub, (a, k) => unary.addScalar(a, -k));
+export const sub = withNumber(binary.sub, unary.subScalar);
 export const mul = withNumber(binary.mul, unary.mulScalar);
 export const div = withNumber(binary.div, unary.divScalar);
 export const pow = withNumber(binary.pow, unary.powScalar);
@@ -153,17 +273,45 @@ export const lessEqual = withNumber(binary.lessEqual, unary.lessEqualScalar);
 export const greaterEqual = withNumber(binary.greaterEqual, unary.greaterEqualScalar);
 
 export const {
-  neg, abs, exp, log, sqrt, rsqrt, square, reciprocal, sin, cos, tanh, sigmoid, silu, relu, geluTanh, geluErf, erf, softplus,
-  floor, ceil, round, sign,
+  neg,
+  abs,
+  exp,
+  log,
+  sqrt,
+  rsqrt,
+  square,
+  reciprocal,
+  sin,
+  cos,
+  tanh,
+  sigmoid,
+  silu,
+  relu,
+  geluTanh,
+  geluErf,
+  erf,
+  softplus,
+  floor,
+  ceil,
+  round,
+  sign,
 } = unary as Record<string, (x: Tensor) => Tensor> & Unary;
 /** gelu(x, "tanh" | "none"), PyTorch's `approximate`; the tanh form is the transformer's. */
-export const gelu = (x: Tensor, approximate: "tanh" | "none" = "tanh"): Tensor => (approximate === "tanh" ? unary.geluTanh(x) : unary.geluErf(x));
+export function gelu(x: Tensor, approximate: "tanh" | "none" = "tanh"): Tensor {
+  if (approximate !== "tanh" && approximate !== "none")
+    throw new EspalierError(`gelu: unknown approximation "${approximate}"; use "tanh" or "none".`);
+  return approximate === "tanh" ? unary.geluTanh(x) : unary.geluErf(x);
+}
 /** Limits values to [low, high]; the gradient is zero outside. */
-export const clamp = (x: Tensor, low: number, high: number): Tensor => unary.clamp(x, low, high);
+export function clamp(x: Tensor, low: number, high: number): Tensor {
+  if (!(low <= high))
+    throw new EspalierError(`clamp: the bounds are no range: ${low} to ${high}; give the lower one first.`);
+  return unary.clamp(x, low, high);
+}
 /** 2-operand logic on u32 masks. */
 export const { logicalAnd, logicalOr } = binary;
 export const logicalNot = (x: Tensor): Tensor => unary.logicalNot(x);
-/** condition ? a : b, elementwise; the condition is u32, zero means false. */
+/** condition ? a : b, elementwise; the condition is u32 or i32, zero means false. */
 export const where = (condition: Tensor, a: Tensor, b: Tensor): Tensor => ternary.where(condition, a, b);
 /** x + a * b with broadcasting: a gated residual, or a shift and scale, in one launch. */
 export const addcmul = (x: Tensor, a: Tensor, b: Tensor): Tensor => ternary.addcmul(x, a, b);
