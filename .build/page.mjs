@@ -1,4 +1,5 @@
-// npm run page [-- --port N]: builds examples/page and serves it on this machine only. Reloading rebuilds.
+// npm run page [-- --port N]: builds examples/page and serves it on this machine only. Reloading rebuilds. Beside the
+// page's own files, /model/text/ and /train/embedded/ hold the word table and the clips of the repository.
 import { join, relative } from "node:path";
 import { parseArgs } from "node:util";
 import { pageContext, root } from "./bundle.mjs";
@@ -12,6 +13,7 @@ if (!Number.isInteger(port) || port < 0 || port > 65535)
 const home = join(root, "examples/page");
 const context = await pageContext([join(home, "main.ts"), join(home, "worker.ts")], home);
 const files = folder(home);
+const repository = folder(root);
 let built = await build();
 if (!built) process.exit(1);
 
@@ -27,7 +29,8 @@ async function find(path) {
     return files("/index.html");
   }
   const body = built.get(path);
-  return body ? { body } : files(path);
+  if (body) return { body };
+  return files(path) ?? (/^\/(model\/text|train\/embedded)\//.test(path) ? repository(path) : undefined);
 }
 
 const { url } = await serve(find, port).catch((error) =>

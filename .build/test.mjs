@@ -75,6 +75,7 @@ function runFile(file) {
       if (signal) problem ??= `ended by ${signal}`;
       else if (!totals(output)) problem ??= `ended with code ${code} before its last test`;
       else if (total === 0) problem ??= "holds no test";
+      else if (failed > 0 && !output.includes("FAIL")) problem ??= "a hook failed (uvu does not print its error)";
       else if (code !== 0 && failed === 0) problem ??= `ended with code ${code}`;
       resolve({ file, passed, skipped, failed, problem, output, seconds: (performance.now() - begun) / 1000 });
     });

@@ -5,13 +5,10 @@ import { type ModulePage, openModule } from "./harness.js";
 const test = suite("chromium");
 let page: ModulePage;
 
-test.before(async () => {
-  page = await openModule("test/browser/smoke.ts");
-});
-
 test.after(() => page?.close());
 
 test("an adapter, a device and one shader", async () => {
+  page = await openModule("test/browser/smoke.ts");
   const { values, info, features } = await page.run<any>("double", 100);
   assert.equal(
     values,
