@@ -104,7 +104,7 @@ export interface OpenModelOptions extends Pick<LoadOptions, "onProgress"> {
 }
 
 /** What beside parameters may lie in a model file. */
-const BESIDE = ["codec.", "text."];
+const BESIDE = ["codec.", "text.", "train."];
 
 /**
  * Opens a model file: safetensors with the configuration as JSON in its metadata. Tensors go to the GPU chunk by chunk.

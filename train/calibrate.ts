@@ -1,0 +1,45 @@
+import { type Engine, Key } from "../engine/index.js";
+import { Batches } from "./batch.js";
+import type { Config } from "./config.js";
+import { lossOf } from "./loop.js";
+import { AdamW, EMA } from "./optim.js";
+import { newSetup } from "./setup.js";
+import type { Source } from "./source.js";
+
+/**
+ * Seconds that one training step of a configuration takes here, measured on a throw-away model: the first step, which
+ * compiles kernels, is not counted. Gives up early when the steps are clearly slower than `limit`.
+ */
+export async function secondsPerStep(engine: Engine, config: Config, source: Source, limit = Number.POSITIVE_INFINITY, steps = 4): Promise<number> {
+  const setup = await newSetup(engine, config, source);
+  const parameters = Object.fromEntries(setup.model.namedParameters());
+  const [optimizer, ema] = [new AdamW(parameters), new EMA(parameters, config.ema)];
+  const batches = new Batches(source.dataset, setup.text, { batchSize: config.train.batchSize, conditionDropout: 0.1, seed: config.run.seed });
+  const step = async (i: number) => {
+    const batch = await batches.get(i);
+    const start = performance.now();
+    engine.scope(() => {
+      lossOf(setup, batch, Key.from(i));
+      optimizer.step({ lr: 1e-4, clip: 1 });
+      optimizer.zeroGrad();
+      ema.update();
+    });
+    await engine.finish();
+    return (performance.now() - start) / 1000;
+  };
+  try {
+    await step(0);
+    const times: number[] = [];
+    while (times.length < steps) {
+      times.push(await step(times.length + 1));
+      if (times.length > 1 && Math.min(...times) > 2 * limit) break;
+    }
+    // A shared machine only ever makes a step slower, but its usual load counts: the middle one.
+    return times.sort((a, b) => a - b)[Math.floor(times.length / 2)];
+  } finally {
+    ema.dispose();
+    optimizer.dispose();
+    setup.dispose();
+    engine.memoryPool.trim();
+  }
+}

@@ -1,0 +1,63 @@
+import { createEngine } from "../../engine/index.js";
+import { describe } from "../config.js";
+import { configOf, helpText, mergeConfigs, parseFlags } from "../options.js";
+import { RunFolder } from "../run.js";
+import { openSource } from "../source.js";
+import { type TrainOptions, train } from "../loop.js";
+import { adapterLine } from "./adapter.js";
+
+const usage = () => `Usage: espalier train [--config FILE.json] [options]
+
+Trains a spatial-temporal diffusion transformer on composed clips (default), on a folder with captions.jsonl, or on a
+CSV of videos. Writes checkpoints, logs (log.jsonl, tensorboard/), samples and model.safetensors into --out.
+
+  --adapter NAME  hardware, lavapipe, swiftshader, or part of a GPU's name
+  --resume        goes on from the newest checkpoint in --out, with that run's own options
+  --config FILE   options as JSON, by section; flags win
+
+${helpText()}`;
+
+/** A signal that Ctrl-C sets: the run stops after its present step and keeps a checkpoint; a second one kills. */
+export function interruption(): { signal: AbortSignal; end(): void } {
+  const controller = new AbortController();
+  const stop = () => {
+    if (controller.signal.aborted) process.exit(130);
+    console.error("\nstopping after this step; press Ctrl-C again to quit at once");
+    controller.abort("interrupted");
+  };
+  process.on("SIGINT", stop).on("SIGTERM", stop);
+  return { signal: controller.signal, end: () => void process.off("SIGINT", stop).off("SIGTERM", stop) };
+}
+
+export async function run(args: string[]): Promise<number> {
+  const flags = parseFlags(args, { adapter: "string" });
+  if (flags.help) {
+    console.log(usage());
+    return 0;
+  }
+  let config = configOf(flags);
+  const { folder, latest } = await RunFolder.open(config.run.out, config.run.keep, config.run.resume);
+  const { signal, end } = interruption();
+  try {
+    if (latest) config = configOf(flags, mergeConfigs(latest.state.config, { run: { resume: true } }));
+    // Data and options fail before a GPU is touched.
+    const source = await openSource(config);
+    if (source.skips?.count) console.error(`data: skipped ${source.skips}`);
+    const engine = await createEngine({ adapter: flags.others.adapter as string | undefined, seed: config.run.seed });
+    try {
+      console.error(adapterLine(engine));
+      console.error(latest ? `resumed from ${latest.path}` : describe(config));
+      const options: TrainOptions = { signal };
+      const state = await train(engine, config, source, folder, latest, options);
+      if (source.skips?.count) console.error(`data: skipped ${source.skips}`);
+      console.log(`trained ${state.step} steps: ${folder.file("model.safetensors")}`);
+      return 0;
+    } finally {
+      engine.destroy();
+    }
+  } finally {
+    end();
+    await latest?.file.close();
+    folder.close();
+  }
+}
