@@ -1,6 +1,7 @@
 import { type DeviceInfo, platform, requestDevice } from "./device/adapter.js";
 import { bytesOf, checkDType, type Data, type DType, encode } from "./dtype.js";
 import { checkOptions, DeviceError, DeviceLostError, EspalierError, FeatureError, OutOfMemoryError, ShapeError } from "./errors.js";
+import { debug, debugLevel } from "./inspect/debug.js";
 import type { Kernel, Params } from "./kernel.js";
 import { megabytes, Memory, type MemoryReport, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
@@ -39,6 +40,8 @@ export class Engine {
   modulePath = "";
   /** Checks each op's results when anomaly mode is on (inspect sets it). */
   anomalyHook: ((tensors: readonly (Tensor | undefined)[], op: string) => void) | undefined;
+  /** Told when tensors are made and freed; debug output reports those that are collected without having been freed. */
+  leakWatch: { made(t: Tensor): void; freed(t: Tensor): void } | undefined;
   private scopes: Set<Tensor>[] = [];
   private gradOff = 0;
   private lost: DeviceLostError | undefined;
@@ -138,6 +141,7 @@ export class Engine {
       throw new ShapeError(`tensor: ${values.length} values do not fill ${show(to)} (${sizeOf(to)}); give as many as the shape holds.`);
     const t = this.empty(to, dtype, "tensor");
     this.write(t, encode(values, dtype));
+    this.anomalyCheck([t], "tensor");
     return t;
   }
 
@@ -246,6 +250,7 @@ export class Engine {
     this.checkAlive();
     const label = `${k.name}.${k.entry}`;
     const bound: Bound[] = [];
+    const given: Tensor[] = [];
     let used = 0;
     for (const b of k.bindings) {
       if (b.type === "uniform") continue;
@@ -253,12 +258,13 @@ export class Engine {
       if (!t) throw new EspalierError(`kernel ${label}: binding "${b.name}" is not given.`);
       used++;
       bound.push(this.bound(t, label));
+      given.push(t instanceof Tensor ? t : t.strided);
     }
     if (used !== Object.keys(tensors).length)
       throw new EspalierError(`kernel ${label}: has no binding called ${Object.keys(tensors).filter((n) => !k.bindings.some((b) => b.name === n)).join(", ")}.`);
     const grid = typeof groups === "number" ? this.fold(groups) : groups;
     if (grid[0] === 0 || grid[1] === 0 || grid[2] === 0) return;
-    this.queue.launch({ kernel: k, bound, params, groups: grid, label: this.modulePath });
+    this.queue.launch({ kernel: k, bound, tensors: given, params, groups: grid, label: this.modulePath });
   }
 
   private fold(count: number): [number, number, number] {
@@ -277,6 +283,7 @@ export class Engine {
   /** Called by a tensor when it is made: the innermost scope owns it. */
   adopt(t: Tensor): void {
     this.scopes.at(-1)?.add(t);
+    this.leakWatch?.made(t);
   }
   /** Takes a tensor out of the scopes that own it. */
   release(t: Tensor): void {
@@ -403,6 +410,9 @@ function* tensorsIn(value: unknown): Generator<Tensor> {
 export async function createEngine(options: EngineOptions = {}): Promise<Engine> {
   checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "features"]);
   const { device, info, release } = await requestDevice({ adapter: options.adapter, power: options.power, features: options.features });
-  return new Engine(device, info, options.seed ?? 0, options.budget ?? Number.POSITIVE_INFINITY, { wait: (p) => platform.wait(p), release });
+  const engine = new Engine(device, info, options.seed ?? 0, options.budget ?? Number.POSITIVE_INFINITY, { wait: (p) => platform.wait(p), release });
+  const level = debugLevel(platform.env("DEBUG"));
+  if (level) debug(engine, level);
+  return engine;
 }
 

@@ -6,6 +6,7 @@ export type { Data, DType, TypedArray } from "./dtype.js";
 export { createEngine, Engine, type EngineOptions } from "./engine.js";
 export * from "./errors.js";
 export { Flat } from "./flat.js";
+export * from "./inspect/index.js";
 export * from "./ops/index.js";
 export { launchAdamW, launchEma } from "./ops/update.js";
 export { registry } from "./op.js";

@@ -30,6 +30,8 @@ export interface Kernel {
   /** Bytes of the uniform struct, 0 when there is none. */
   readonly uniformBytes: number;
   readonly workgroupSize: readonly [number, number, number];
+  /** What was put into the lines marked `// param`. */
+  readonly settings: Settings;
   /** Unique per (source, entry): keys pipeline caches. */
   readonly id: number;
 }
@@ -123,7 +125,7 @@ export function kernel(name: string, source: string, entry: string, settings: Se
   if (!found) {
     const text = specialize(name, source, settings);
     found = {
-      name, entry, source: text,
+      name, entry, settings, source: text,
       ...reflect(name, source, entry),
       workgroupSize: workgroupSize(name, text, entry),
       id: kernels.size,
@@ -132,6 +134,9 @@ export function kernel(name: string, source: string, entry: string, settings: Se
   }
   return found;
 }
+
+/** All kernels made so far, in order. */
+export const madeKernels = (): readonly Kernel[] => [...kernels.values()];
 
 /** A uniform's values by member name. */
 export type Params = Record<string, number | readonly number[]>;

@@ -12,7 +12,8 @@ export class Storage {
     /** Unique for the buffer's life: keys bind-group caches. */
     readonly id: number,
     readonly bytes: number,
-    readonly owned: { owner: Owner },
+    /** Who holds it, and what it was made for. */
+    readonly owned: { owner: Owner; what: string },
   ) {}
   retain(): this {
     this.refs++;
@@ -71,11 +72,12 @@ export class Memory {
       this.pooled -= storage.bytes;
       storage.refs = 1;
       storage.owned.owner = owner;
+      storage.owned.what = what;
     } else {
       if (this.live + this.pooled + size > this.budget) this.trim();
       if (this.live + size > this.budget) throw this.exhausted(bytes, what, `the budget of ${megabytes(this.budget)}`);
       const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-      storage = new Storage(this, this.device.createBuffer({ size, usage }), this.nextId++, size, { owner });
+      storage = new Storage(this, this.device.createBuffer({ size, usage }), this.nextId++, size, { owner, what });
       this.created++;
     }
     this.live += storage.bytes;
@@ -117,6 +119,11 @@ export class Memory {
 
   resetPeak(): void {
     this.peak = this.live;
+  }
+
+  /** The largest buffers in use. */
+  largest(count: number): readonly Storage[] {
+    return [...this.liveSet].sort((a, b) => b.bytes - a.bytes || a.id - b.id).slice(0, count);
   }
 
   report(): MemoryReport {

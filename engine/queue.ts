@@ -1,6 +1,7 @@
 import type { Kernel, Params } from "./kernel.js";
 import { pack } from "./kernel.js";
 import type { Memory } from "./memory.js";
+import type { Tensor } from "./tensor.js";
 
 /** What a launch binds at one name: a buffer with a byte range. */
 export interface Bound {
@@ -14,6 +15,8 @@ export interface Bound {
 export interface Launch {
   kernel: Kernel;
   bound: readonly Bound[];
+  /** What is bound, in the order of `bound`. */
+  tensors: readonly Tensor[];
   params: Params;
   groups: readonly [number, number, number];
   label: string;
@@ -49,7 +52,10 @@ export class Queue {
   private readonly keysOfBuffer = new Map<number, string[]>();
   private readonly staging = new Map<number, GPUBuffer[]>();
   readonly counts = { launches: 0, submits: 0, bindGroups: 0, pipelines: 0 };
-  observer: Observer | undefined;
+  /** Traces and debug output; usually none. */
+  readonly observers = new Set<Observer>();
+  /** Told after each submission how many launches and copies it had. */
+  onSubmit: ((commands: number) => void) | undefined;
 
   constructor(
     readonly device: GPUDevice,
@@ -115,7 +121,8 @@ export class Queue {
   /** Records one launch. `bound` follows the order of the kernel's storage bindings. */
   launch(launch: Launch): void {
     const { kernel: k, bound, params, groups } = launch;
-    const seen = this.observer?.(launch);
+    let timestamps: GPUComputePassTimestampWrites | undefined;
+    for (const observe of this.observers) timestamps = observe(launch)?.timestamps ?? timestamps;
     const align = this.device.limits.minUniformBufferOffsetAlignment;
     if (this.arenaUsed + k.uniformBytes > ARENA || this.pending >= BATCH) this.submit();
     const offset = this.arenaUsed;
@@ -124,13 +131,13 @@ export class Queue {
     const c = this.compile(k);
     const group = this.bindGroup(k, c, bound);
     for (const b of bound) this.touched.add(b.id);
-    if (seen?.timestamps) this.endPass();
+    if (timestamps) this.endPass();
     this.encoder ??= this.device.createCommandEncoder();
-    this.pass ??= this.encoder.beginComputePass(seen?.timestamps ? { timestampWrites: seen.timestamps } : undefined);
+    this.pass ??= this.encoder.beginComputePass(timestamps ? { timestampWrites: timestamps } : undefined);
     this.pass.setPipeline(c.pipeline);
     this.pass.setBindGroup(0, group, k.uniformBytes ? [offset] : []);
     this.pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
-    if (seen?.timestamps) this.endPass();
+    if (timestamps) this.endPass();
     this.pending++;
     this.counts.launches++;
   }
@@ -168,6 +175,7 @@ export class Queue {
     if (!this.encoder) return;
     if (this.arenaUsed) this.device.queue.writeBuffer(this.arena, 0, this.arenaBytes, 0, Math.ceil(this.arenaUsed / 4) * 4);
     this.device.queue.submit([this.encoder.finish()]);
+    this.onSubmit?.(this.pending);
     this.encoder = undefined;
     this.arenaUsed = 0;
     this.pending = 0;

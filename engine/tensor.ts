@@ -144,6 +144,7 @@ export class Tensor {
     if (!this.live) return;
     this.live = false;
     this.engine.release(this);
+    this.engine.leakWatch?.freed(this);
     this.storage.release();
     this.grad?.dispose();
     this.grad = undefined;
