@@ -59,7 +59,9 @@ test("it packs, and installs into an empty project", async () => {
   });
 });
 
-test.after(() => home && rm(home, { recursive: true, force: true }));
+test.after(async () => {
+  if (home) await rm(home, { recursive: true, force: true });
+});
 
 test("the package holds what it needs and no more", () => {
   for (const path of [
