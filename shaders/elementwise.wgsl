@@ -49,13 +49,16 @@ struct Params {
 
 fn f(va: CA, vb: CB, vc: CC, vd: CD) -> CY { return va; } // param
 
-// Pieces for f. Adapters differ at the edges: WGSL's own tanh overflows, min, max and clamp drop a NaN, log of a negative
-// number is a number, and sin is off by 2e-4. These agree everywhere, and a NaN stays one.
+// Pieces for f. Adapters differ at the edges: WGSL's own tanh overflows, min, max and clamp drop a NaN, log of zero or
+// less is a number, and sin is off by 2e-4. These agree everywhere, and a NaN stays one.
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
 fn unordered(x: CA) -> bool { return is_nan(x); } // param
 fn nan() -> f32 { return bitcast<f32>(p.n | 0x7fc00000u); }
 fn safe_exp(x: f32) -> f32 { return select(exp(x), x, is_nan(x)); }
-fn safe_log(x: f32) -> f32 { return select(log(x), nan(), x < 0.0 || is_nan(x)); }
+fn safe_log(x: f32) -> f32 {
+  if (x == 0.0) { return -1.0 / abs(x); }
+  return select(log(x), nan(), x < 0.0 || is_nan(x));
+}
 fn sigmoid(x: f32) -> f32 {
   let e = exp(-abs(x));
   return select(select(e, 1.0, x >= 0.0) / (1.0 + e), x, is_nan(x));
@@ -130,7 +133,7 @@ fn power(x: f32, e: f32) -> f32 {
     return select(r, 1.0 / r, e < 0.0);
   }
   let m = pow(abs(x), e);
-  if (x > 0.0) { return m; }
+  if (x > 0.0 || (is_endless(x) && !whole)) { return m; }
   let odd = abs(e - 2.0 * floor(e * 0.5)) == 1.0;
   return select(nan(), select(m, -m, odd), whole);
 }

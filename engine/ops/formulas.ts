@@ -123,8 +123,18 @@ export const binaryTable = {
   greater: { doc: "y = a > b", y: "select(0u, 1u, a > b)", types: "any", result: "u32" },
   lessEqual: { doc: "y = a <= b", y: "select(0u, 1u, a <= b)", types: "any", result: "u32" },
   greaterEqual: { doc: "y = a >= b", y: "select(0u, 1u, a >= b)", types: "any", result: "u32" },
-  logicalAnd: { doc: "y = a and b, zero is false", y: "select(0u, 1u, a != 0 && b != 0)", types: "any", result: "u32" },
-  logicalOr: { doc: "y = a or b, zero is false", y: "select(0u, 1u, a != 0 || b != 0)", types: "any", result: "u32" },
+  logicalAnd: {
+    doc: "y = a and b, zero is false",
+    y: "select(0u, 1u, !(a == 0) && !(b == 0))",
+    types: "any",
+    result: "u32",
+  },
+  logicalOr: {
+    doc: "y = a or b, zero is false",
+    y: "select(0u, 1u, !(a == 0) || !(b == 0))",
+    types: "any",
+    result: "u32",
+  },
 } satisfies Record<string, Row>;
 
 /** Three operands `x`, `a`, `b` that broadcast. */

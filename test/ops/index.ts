@@ -1,4 +1,5 @@
 import type { OpTest } from "./case.js";
+import { test as elementwise } from "./elementwise.js";
 import { test as matmul } from "./matmul.js";
 import { test as join } from "./join.js";
 import { test as random } from "./random.js";
@@ -7,4 +8,4 @@ import { test as slice } from "./slice.js";
 import { test as view } from "./view.js";
 
 /** One entry per stem: the registry loop runs them in Node and in the browser. */
-export const opTests: Record<string, OpTest> = { join, matmul, random, reduce, slice, view };
+export const opTests: Record<string, OpTest> = { elementwise, join, matmul, random, reduce, slice, view };
