@@ -1,6 +1,7 @@
 import { type DeviceInfo, platform, requestDevice } from "./device/adapter.js";
 import { bytesOf, checkDType, type Data, type DType, encode } from "./dtype.js";
 import { checkOptions, DeviceError, DeviceLostError, EspalierError, FeatureError, OutOfMemoryError, ShapeError } from "./errors.js";
+import { Anomaly } from "./inspect/anomaly.js";
 import { debug, debugLevel } from "./inspect/debug.js";
 import type { Kernel, Params } from "./kernel.js";
 import { megabytes, Memory, type MemoryReport, type Owner } from "./memory.js";
@@ -274,6 +275,10 @@ export class Engine {
     return [x, Math.ceil(count / x), 1];
   }
 
+  /** Watches every op's results for values that are not finite, until `stop()`: `console.log(`${await watch.check()}`)`. */
+  anomaly(): Anomaly {
+    return new Anomaly(this);
+  }
   anomalyCheck(tensors: readonly (Tensor | undefined)[], name: string): void {
     this.anomalyHook?.(tensors, name);
   }

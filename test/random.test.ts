@@ -1,6 +1,7 @@
+import fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { createEngine, Key, normal, randint, randomBits, uniform } from "../engine/index.js";
+import { createEngine, dropout, Key, normal, randint, randomBits, uniform } from "../engine/index.js";
 import { philox4x32 } from "../engine/random/philox.js";
 
 const test = suite("random");
@@ -46,6 +47,27 @@ test("a draw depends on its position, not on the shape", async () => {
   const long = await normal(engine, key, [1000]).data();
   const short = await normal(engine, key, [10, 7]).data();
   assert.equal([...short], [...long.slice(0, 70)]);
+});
+
+test("seeded random keys and shapes: bits equal philox.ts, dropout keeps the same values in backward", async () => {
+  const cases = fc.record({ seed: fc.nat(), fold: fc.nat(), shape: fc.array(fc.integer({ min: 1, max: 9 }), { maxLength: 3 }), p: fc.double({ min: 0, max: 1, noNaN: true }) });
+  await fc.assert(
+    fc.asyncProperty(cases, async ({ seed, fold, shape, p }) => {
+      const key = Key.from(seed).fold(fold);
+      const bits = await randomBits(engine, key, shape).data();
+      for (let i = 0; i < bits.length; i++) assert.is(bits[i], philox4x32([i >> 2, 0, 0, 0], key.words)[i & 3]);
+      const x = engine.full(shape, 3).setRequiresGrad();
+      const y = dropout(x, p, key);
+      y.sum().backward();
+      const [out, grad] = [await y.data(), await x.grad!.data()];
+      for (let i = 0; i < out.length; i++) {
+        const scale = bits[i] >= Math.round(p * 2 ** 32) && p < 1 ? 1 / (1 - p) : 0;
+        for (const [got, want] of [[out[i], 3 * scale], [grad[i], scale]]) assert.ok(Math.abs(got - want) <= 1e-6 * want);
+      }
+      for (const t of [x, y]) t.dispose();
+    }),
+    { seed: 7, numRuns: 25 },
+  );
 });
 
 const N = 1 << 18;
