@@ -1,6 +1,6 @@
 // What an adapter can do at most, for `inspect.ceilings`.
 //
-//   fma_chains eight independent chains of fused multiply-adds in registers: 16 flops a turn and invocation
+//   fma_chains eight independent chains of fused multiply-adds in registers: 128 flops a turn and invocation
 //   copy_1     y[i] = x[i], one f32 an invocation
 //   copy_4     y[i] = x[i], one vec4<f32> an invocation
 //   nothing    what a launch costs by itself
@@ -25,9 +25,13 @@ fn fma_chains(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) gro
   let m = p.c;
   var a = vec4<f32>(f32(lid), 1.0, 2.0, 3.0);
   var b = a + 4.0;
+  let k = vec4<f32>(m);
+  // Written out eight times: a software adapter would else spend a third of its time on the loop.
   for (var turn = 0u; turn < p.n; turn++) {
-    a = fma(a, vec4<f32>(m), vec4<f32>(m));
-    b = fma(b, vec4<f32>(m), vec4<f32>(m));
+    a = fma(a, k, k); b = fma(b, k, k); a = fma(a, k, k); b = fma(b, k, k);
+    a = fma(a, k, k); b = fma(b, k, k); a = fma(a, k, k); b = fma(b, k, k);
+    a = fma(a, k, k); b = fma(b, k, k); a = fma(a, k, k); b = fma(b, k, k);
+    a = fma(a, k, k); b = fma(b, k, k); a = fma(a, k, k); b = fma(b, k, k);
   }
   let s = a + b;
   y[i % 64u] = s.x + s.y + s.z + s.w;

@@ -52,7 +52,7 @@ export async function ceilings(engine: Engine): Promise<Ceilings> {
   };
   try {
     const groups = software ? 64 : 8192;
-    const turns = await measure(256, 2 ** 22, (n) => engine.launch(of("fma_chains"), { y }, { n, c: 0.999 }, groups));
+    const turns = await measure(64, 2 ** 20, (n) => engine.launch(of("fma_chains"), { y }, { n, c: 0.999 }, groups));
     const copies = (entry: string, names: [string, string], width: number) =>
       measure(1, 256, (n) => {
         for (let i = 0; i < n; i++) engine.launch(of(entry), { [names[0]]: x, [names[1]]: y }, { n: x.size / width, c: 0 }, Math.ceil(x.size / width / 64));
@@ -63,7 +63,7 @@ export async function ceilings(engine: Engine): Promise<Ceilings> {
       for (let i = 0; i < n; i++) engine.launch(of("nothing"), { y }, { n: 1, c: 0 }, 1);
     });
     const result = {
-      fma: (turns * 16 * 64 * groups) / 1e6,
+      fma: (turns * 128 * 64 * groups) / 1e6,
       copyScalar: (scalar * 2 * bytes) / 1e6,
       copyVec4: (vec4 * 2 * bytes) / 1e6,
       launch: 1e3 / launches,
