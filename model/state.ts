@@ -133,6 +133,17 @@ function write(engine: Engine, t: Tensor, at: number, length: number, bytes: Uin
   part.dispose();
 }
 
+/** Gives `t` the values of another tensor, converted to its dtype. */
+function overwrite(t: Tensor, from: Tensor): void {
+  const { engine } = t;
+  engine.noGrad(() => {
+    // A launch may not read and write one buffer, which neighbours in a flat buffer share.
+    const source = from.storage === t.storage ? engine.copy(from) : from;
+    launchElementwise(t, t.dtype === "f16" ? "f32(x)" : `${t.dtype}(x)`, ["x"], [source]);
+    if (source !== from) source.dispose();
+  });
+}
+
 /** Fills `state` from `source`; see `Module.loadStateDict`. */
 export async function loadTensors(
   engine: Engine,
@@ -161,8 +172,7 @@ export async function loadTensors(
       }
     } else {
       const from = source[prefix + name];
-      if (from instanceof Tensor)
-        engine.noGrad(() => launchElementwise(t, t.dtype === "f16" ? "f32(x)" : `${t.dtype}(x)`, ["x"], [from]));
+      if (from instanceof Tensor) overwrite(t, from);
       else write(engine, t, 0, t.size, encode(from.data, t.dtype));
     }
     done += t.bytes;

@@ -1,4 +1,15 @@
-import { add, checkOptions, type Engine, expand, type Shape, ShapeError, silu, Tensor, to } from "../engine/index.js";
+import {
+  add,
+  checkOptions,
+  checkpoint,
+  type Engine,
+  expand,
+  type Shape,
+  ShapeError,
+  silu,
+  Tensor,
+  to,
+} from "../engine/index.js";
 import { FinalLayer, STDiTBlock } from "./block.js";
 import { outChannels, type STDiTConfig, stditConfig } from "./config.js";
 import { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder } from "./embed.js";
@@ -124,10 +135,21 @@ export class STDiT extends Module {
     const m = mask && this.#tile(mask, B); // [B, 1, 1, L]
     for (const [i, block] of this.blocks.entries()) {
       const temporal = i === config.temporalOwner ? time : undefined; // [1, T, 1, C]
-      tokens = block.forward(tokens, c, t6, m, temporal); // [B, T, S, C]
+      tokens = this.#run(block, tokens, c, t6, m, temporal); // [B, T, S, C]
     }
     const values = this.finalLayer.forward(tokens, t); // [B, T, S, pt·ph·pw·out]
     return this.#unpatchify(values, T, GH, GW); // [B, out, T, H, W]
+  }
+
+  #run(block: STDiTBlock, x: Tensor, y: Tensor, t6: Tensor, mask?: Tensor, temporal?: Tensor): Tensor {
+    if (!this.checkpointBlocks) return block.forward(x, y, t6, mask, temporal); // [B, T, S, C]
+    // Backward runs the block again, so what it reads must be held by the tape: everything is passed.
+    const extra = [mask, temporal].filter((t) => t !== undefined);
+    const again = (...[a, b, c, ...rest]: Tensor[]) => {
+      const m = mask && rest.shift();
+      return block.forward(a, b, c, m, rest[0]); // [B, T, S, C]
+    };
+    return checkpoint(again, x, y, t6, ...extra); // [B, T, S, C]
   }
 
   #check(x: Tensor, timestep: ArrayLike<number> | Tensor, y: Tensor, mask?: Tensor): void {

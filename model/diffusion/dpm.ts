@@ -4,8 +4,8 @@ import { type Predict, type Step, Walk } from "./walk.js";
 
 /**
  * DPM-Solver++(2M): the data prediction is extrapolated from the last two steps along λ = ln(α / σ), second order with
- * one evaluation a step (Lu et al., https://arxiv.org/abs/2211.01095). The first step has no history and the last one
- * ends at σ = 0: both are of first order.
+ * one evaluation a step (Lu et al., https://arxiv.org/abs/2211.01095). The first step has no history, and the last two
+ * leap over a long stretch of λ (the very last to σ = 0): these are of first order.
  * @param noise [B, C, T, H, W], standard normal; stays the caller's
  * @param options `steps` default 20
  * @throws AbortedError through `signal`
@@ -28,7 +28,7 @@ export async function* dpmSolver(
         if (i === 0) return { x: x0.mul(1), x0, eps }; // [B, C, T, H, W]
         const h = lambda(i - 1) - lambda(i);
         let D = x0; // [B, C, T, H, W]
-        if (before) {
+        if (before && i > 1) {
           const r = (lambda(i) - lambda(i + 1)) / h;
           D = scaledSum(x0, 1 + 1 / (2 * r), before.x0, -1 / (2 * r)); // [B, C, T, H, W]
         }

@@ -1,0 +1,53 @@
+/** The public surface of the models: layers, STDiT, diffusion, samplers, codecs, text encoders and files. */
+export { CrossAttention, SelfAttention } from "./attention.js";
+export { FinalLayer, STDiTBlock } from "./block.js";
+export {
+  type LoadedModel,
+  type ModelContent,
+  modelEntries,
+  type OpenModelOptions,
+  openModel,
+  saveModel,
+} from "./checkpoint.js";
+export { type Codec, type PatchBasis, PCACodec, PixelCodec } from "./codec.js";
+export { outChannels, STDIT_XL_2, type STDiTConfig, stditConfig } from "./config.js";
+export { ddim, ddimReverse } from "./diffusion/ddim.js";
+export { ddpm } from "./diffusion/ddpm.js";
+export { dpmSolver } from "./diffusion/dpm.js";
+export { Flow } from "./diffusion/flow.js";
+export { type GuidanceOptions, guided } from "./diffusion/guidance.js";
+export { Iddpm, type IddpmLoss } from "./diffusion/iddpm.js";
+export type { Loss, Noised, Objective } from "./diffusion/objective.js";
+export { euler, type FlowOptions, heun } from "./diffusion/ode.js";
+export type { ScheduleOptions } from "./diffusion/steps.js";
+export { Velocity } from "./diffusion/velocity.js";
+export { finalLatent, type Predict, type Step } from "./diffusion/walk.js";
+export { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder, timestepCode } from "./embed.js";
+export { forwardFlops } from "./flops.js";
+export * as init from "./init.js";
+export { Conv2d, Conv3dPatch, Embedding, LayerNorm, Linear, type LinearOptions, Mlp, type Patch } from "./layers.js";
+export { type Hook, Module, type ModuleOptions, type TableRow } from "./module.js";
+export {
+  type Pipeline,
+  type Progress,
+  type SampleRequest,
+  type SamplerName,
+  sample,
+  sampleClips,
+  samplersOf,
+  videoShape,
+} from "./pipeline.js";
+export * from "./safetensors.js";
+export {
+  type DiffusionTables,
+  diffusionTables,
+  flowTimes,
+  linearBetas,
+  type Respacing,
+  shiftTime,
+} from "./schedule.js";
+export { type HostTensor, type LoadOptions, type LoadReport, StateError, type StateSource } from "./state.js";
+export { STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
+export type { Encoded, TextEncoder } from "./text/encoder.js";
+export { VocabularyEncoder } from "./text/vocabulary.js";
+export { WordEncoder, type WordEncoderOptions } from "./text/words.js";
