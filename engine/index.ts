@@ -3,6 +3,7 @@ import "./methods.js";
 
 export { checkpoint } from "./checkpoint.js";
 export type { Data, DType, TypedArray } from "./dtype.js";
+export { type DeviceInfo, platform } from "./device/adapter.js";
 export { createEngine, Engine, type EngineOptions } from "./engine.js";
 export * from "./errors.js";
 export { Flat } from "./flat.js";

@@ -1,5 +1,13 @@
 import {
-  checkOptions, ConfigError, type Engine, EspalierError, Flat, globalNorm, launchAdamW, launchEma, type Tensor,
+  ConfigError,
+  checkOptions,
+  type Engine,
+  EspalierError,
+  Flat,
+  globalNorm,
+  launchAdamW,
+  launchEma,
+  type Tensor,
 } from "../engine/index.js";
 import { loadTensors, type StateSource } from "../model/state.js";
 
@@ -36,16 +44,27 @@ function trained(subject: string, parameters: Parameters): { all: Named[]; list:
   const seen = new Map<Tensor, string>();
   for (const { name, tensor } of all) {
     tensor.check(subject);
-    if (tensor.engine !== all[0].tensor.engine) throw new EspalierError(`${subject}: parameter "${name}" belongs to another engine.`);
-    if (seen.has(tensor)) throw new EspalierError(`${subject}: parameters "${seen.get(tensor)}" and "${name}" are one tensor; give it once.`);
+    if (tensor.engine !== all[0].tensor.engine)
+      throw new EspalierError(`${subject}: parameter "${name}" belongs to another engine.`);
+    if (seen.has(tensor))
+      throw new EspalierError(
+        `${subject}: parameters "${seen.get(tensor)}" and "${name}" are one tensor; give it once.`,
+      );
     seen.set(tensor, name);
     if (tensor.requiresGrad && !tensor.engine.tape.isLeaf(tensor))
-      throw new EspalierError(`${subject}: "${name}" is no parameter but computed: ${tensor.describe()}; give the tensors it was made from.`);
+      throw new EspalierError(
+        `${subject}: "${name}" is no parameter but computed: ${tensor.describe()}; give the tensors it was made from.`,
+      );
     if (tensor.requiresGrad && tensor.dtype !== "f32")
-      throw new EspalierError(`${subject}: parameter "${name}" is ${tensor.dtype}; training needs f32 parameters: convert the model with to("f32").`);
+      throw new EspalierError(
+        `${subject}: parameter "${name}" is ${tensor.dtype}; training needs f32 parameters: convert the model with to("f32").`,
+      );
   }
   const list = all.filter(({ tensor }) => tensor.requiresGrad);
-  if (!list.length) throw new EspalierError(`${subject}: no parameter requires a gradient: got ${all.length}; call setRequiresGrad() on what is to be trained.`);
+  if (!list.length)
+    throw new EspalierError(
+      `${subject}: no parameter requires a gradient: got ${all.length}; call setRequiresGrad() on what is to be trained.`,
+    );
   return { all, list };
 }
 
@@ -53,14 +72,17 @@ function within(subject: string, name: string, value: number, ok: boolean, rule:
   if (!ok) throw new ConfigError(`${subject}: ${name} must be ${rule}: got ${value}.`);
 }
 
-const rate = (subject: string, lr: number) => within(subject, "lr", lr, Number.isFinite(lr) && lr >= 0, "a finite number from 0 up");
+const rate = (subject: string, lr: number) =>
+  within(subject, "lr", lr, Number.isFinite(lr) && lr >= 0, "a finite number from 0 up");
 
 /** The rest of EMA and AdamW that agree: flat parameters that must stay where they are. */
 function checkHomes(subject: string, flat: Flat, list: readonly Named[]): void {
   for (const [i, { name, tensor }] of list.entries()) {
     tensor.check(subject);
     if (!flat.holds(tensor, i))
-      throw new EspalierError(`${subject}: parameter "${name}" lies elsewhere now: EMA weights are swapped in (swap them back), or another optimizer took it (make this one anew).`);
+      throw new EspalierError(
+        `${subject}: parameter "${name}" lies elsewhere now: EMA weights are swapped in (swap them back), or another optimizer took it (make this one anew).`,
+      );
   }
 }
 
@@ -90,14 +112,23 @@ export class AdamW {
     rate("adamw", lr);
     for (const [i, beta] of betas.entries()) within("adamw", `betas[${i}]`, beta, beta >= 0 && beta < 1, "in [0, 1)");
     within("adamw", "eps", eps, eps > 0 && Number.isFinite(eps), "a finite number above 0");
-    within("adamw", "weightDecay", weightDecay, weightDecay >= 0 && Number.isFinite(weightDecay), "a finite number from 0 up");
+    within(
+      "adamw",
+      "weightDecay",
+      weightDecay,
+      weightDecay >= 0 && Number.isFinite(weightDecay),
+      "a finite number from 0 up",
+    );
     this.options = { lr, betas, eps, weightDecay };
     const { all, list } = trained("adamw", parameters);
     this.list = list;
     this.frozen = all.filter((p) => !list.includes(p));
     this.names = list.map(({ name }) => name);
     this.engine = list[0].tensor.engine;
-    this.parameters = Flat.over(list.map(({ tensor }) => tensor), "adamw");
+    this.parameters = Flat.over(
+      list.map(({ tensor }) => tensor),
+      "adamw",
+    );
     this.gradients = this.parameters.like("gradients", "gradients");
     this.mean = this.parameters.like("optimizer", "adamw mean");
     this.square = this.parameters.like("optimizer", "adamw square");
@@ -138,18 +169,41 @@ export class AdamW {
     checkOptions("adamw.step", options, ["lr", "clip"]);
     const { lr = this.options.lr, clip = 0 } = options;
     rate("adamw.step", lr);
-    within("adamw.step", "clip", clip, clip >= 0 && Number.isFinite(clip), "a finite number from 0 up (0 clips nothing)");
+    within(
+      "adamw.step",
+      "clip",
+      clip,
+      clip >= 0 && Number.isFinite(clip),
+      "a finite number from 0 up (0 clips nothing)",
+    );
     checkHomes("adamw.step", this.parameters, this.list);
     for (const { name, tensor } of this.frozen)
-      if (tensor.requiresGrad) throw new EspalierError(`adamw.step: parameter "${name}" was frozen when the optimizer was made; make it anew to train it.`);
+      if (tensor.requiresGrad)
+        throw new EspalierError(
+          `adamw.step: parameter "${name}" was frozen when the optimizer was made; make it anew to train it.`,
+        );
     const has = this.gather();
     const norm = globalNorm(this.gradients.chunks);
     this.steps++;
     const { betas, eps, weightDecay } = this.options;
     for (const { chunk, first, count } of this.parameters.runs(has))
-      launchAdamW(this.parameters.chunks[chunk], this.gradients.chunks[chunk], this.mean.chunks[chunk], this.square.chunks[chunk], norm, {
-        first, count, lr, betas, eps, weightDecay, t: this.steps, clip,
-      });
+      launchAdamW(
+        this.parameters.chunks[chunk],
+        this.gradients.chunks[chunk],
+        this.mean.chunks[chunk],
+        this.square.chunks[chunk],
+        norm,
+        {
+          first,
+          count,
+          lr,
+          betas,
+          eps,
+          weightDecay,
+          t: this.steps,
+          clip,
+        },
+      );
     return { norm };
   }
 
@@ -227,10 +281,15 @@ export class EMA {
     this.options = { decay, warmup };
     this.list = trained("ema", parameters).list;
     this.engine = this.list[0].tensor.engine;
-    this.parameters = Flat.over(this.list.map(({ tensor }) => tensor), "ema");
+    this.parameters = Flat.over(
+      this.list.map(({ tensor }) => tensor),
+      "ema",
+    );
     this.shadow = this.parameters.like("optimizer", "ema");
     this.shadow.copyFrom(this.parameters);
-    this.params = Object.fromEntries(this.list.map(({ name, tensor }, i) => [name, this.shadow.view(i, tensor.shape, "ema")]));
+    this.params = Object.fromEntries(
+      this.list.map(({ name, tensor }, i) => [name, this.shadow.view(i, tensor.shape, "ema")]),
+    );
   }
 
   /** Takes in the parameters' values of now. Call it after each optimizer step. */

@@ -20,18 +20,28 @@ export interface RateOptions {
 }
 
 /** The always same rate. */
-export const constant = (lr: number): Rate => () => lr;
+export const constant =
+  (lr: number): Rate =>
+  () =>
+    lr;
 
 /** Rises in a straight line over the first `steps` steps, of which the last runs at full `rate`. */
-export const warmup = (rate: Rate, steps: number): Rate => (step) => rate(step) * Math.min(1, (step + 1) / Math.max(1, steps));
+export const warmup =
+  (rate: Rate, steps: number): Rate =>
+  (step) =>
+    rate(step) * Math.min(1, (step + 1) / Math.max(1, steps));
 
 /** Half a cosine from `lr` in step `from` to lr · final in the last of `steps` steps (https://arxiv.org/abs/1608.03983). */
-export const cosine = (lr: number, steps: number, from = 0, final = 0): Rate => (step) =>
-  lr * (final + (1 - final) * 0.5 * (1 + Math.cos(Math.PI * progress(step, from, steps))));
+export const cosine =
+  (lr: number, steps: number, from = 0, final = 0): Rate =>
+  (step) =>
+    lr * (final + (1 - final) * 0.5 * (1 + Math.cos(Math.PI * progress(step, from, steps))));
 
 /** `lr`, then a straight line to lr · final over the last `fraction` of the steps. */
-export const linearDecay = (lr: number, steps: number, fraction = 0.3, final = 0): Rate => (step) =>
-  lr * (1 - (1 - final) * progress(step, Math.round(steps * (1 - fraction)) - 1, steps));
+export const linearDecay =
+  (lr: number, steps: number, fraction = 0.3, final = 0): Rate =>
+  (step) =>
+    lr * (1 - (1 - final) * progress(step, Math.round(steps * (1 - fraction)) - 1, steps));
 
 /** 0 up to step `from`, 1 in the last step. */
 const progress = (step: number, from: number, steps: number): number =>
