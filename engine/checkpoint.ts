@@ -9,9 +9,14 @@ import { Tensor } from "./tensor.js";
  *
  * @param f gives a tensor or a list of tensors; it must not depend on what changes between forward and backward
  */
-export function checkpoint<I extends readonly Tensor[], T extends Tensor | readonly Tensor[]>(f: (...inputs: I) => T, ...inputs: I): T {
+export function checkpoint<I extends readonly Tensor[], T extends Tensor | readonly Tensor[]>(
+  f: (...inputs: I) => T,
+  ...inputs: I
+): T {
   if (!inputs.length || !inputs.every((t) => t instanceof Tensor))
-    throw new EspalierError("checkpoint: needs a function and the tensors to call it with: checkpoint((x, c) => block.forward(x, c), x, c).");
+    throw new EspalierError(
+      "checkpoint: needs a function and the tensors to call it with: checkpoint((x, c) => block.forward(x, c), x, c).",
+    );
   for (const t of inputs) t.check("checkpoint");
   const { engine } = inputs[0];
   const { tape } = engine;
@@ -29,7 +34,9 @@ export function checkpoint<I extends readonly Tensor[], T extends Tensor | reado
   held.forEach((t, i) => {
     t.requiresGrad = inputs[i].requiresGrad;
   });
-  const release = () => held.forEach((t, i) => !leaves[i] && t.dispose());
+  const release = () => {
+    for (const [i, t] of held.entries()) if (!leaves[i]) t.dispose();
+  };
   tape.record({
     op: "checkpoint",
     module: engine.modulePath,
@@ -42,7 +49,9 @@ export function checkpoint<I extends readonly Tensor[], T extends Tensor | reado
       const again = engine.scope(() => f(...(held as unknown as I)) as Tensor);
       const outs = [again as Tensor | readonly Tensor[]].flat() as Tensor[];
       if (outs.length !== given.length)
-        throw new EspalierError(`checkpoint: the function gave ${given.length} tensors in forward and ${outs.length} in backward; it must do the same both times.`);
+        throw new EspalierError(
+          `checkpoint: the function gave ${given.length} tensors in forward and ${outs.length} in backward; it must do the same both times.`,
+        );
       return outs;
     },
     release,

@@ -1,10 +1,18 @@
 import { type DeviceInfo, platform, requestDevice } from "./device/adapter.js";
 import { bytesOf, checkDType, type Data, type DType, encode } from "./dtype.js";
-import { checkOptions, DeviceError, DeviceLostError, EspalierError, FeatureError, OutOfMemoryError, ShapeError } from "./errors.js";
+import {
+  checkOptions,
+  DeviceError,
+  DeviceLostError,
+  EspalierError,
+  FeatureError,
+  OutOfMemoryError,
+  ShapeError,
+} from "./errors.js";
 import { Anomaly } from "./inspect/anomaly.js";
 import { debug, debugLevel } from "./inspect/debug.js";
 import type { Kernel, Params } from "./kernel.js";
-import { megabytes, Memory, type MemoryReport, type Owner } from "./memory.js";
+import { Memory, type MemoryReport, megabytes, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
 import { addTo } from "./ops/update.js";
@@ -61,7 +69,9 @@ export class Engine {
     this.queue = new Queue(device, this.memoryPool);
     device.lost.then((why) => {
       if (!this.destroyed)
-        this.lost = new DeviceLostError(`device: the GPU was lost (${why.message || why.reason}); tensors of this engine are gone: make a new engine and load the last checkpoint.`);
+        this.lost = new DeviceLostError(
+          `device: the GPU was lost (${why.message || why.reason}); tensors of this engine are gone: make a new engine and load the last checkpoint.`,
+        );
     });
     device.onuncapturederror = (event) => {
       const { error } = event;
@@ -111,12 +121,20 @@ export class Engine {
     checkShape(op, shape);
     if (dtype === "f16" && !this.has("shader-f16"))
       throw new FeatureError(`${op}: f16 is not offered by ${this.info.name} (feature shader-f16); use f32.`);
-    const storage = this.memoryPool.take(Math.max(16, sizeOf(shape) * bytesOf(dtype)), owner, `${op} ${show(shape)} ${dtype}`);
+    const storage = this.memoryPool.take(
+      Math.max(16, sizeOf(shape) * bytesOf(dtype)),
+      owner,
+      `${op} ${show(shape)} ${dtype}`,
+    );
     return new Tensor(this, storage, shape.slice(), denseStrides(shape), 0, dtype, op);
   }
 
   /** A tensor from numbers: nested arrays give the shape, flat data takes `shape`. */
-  tensor(data: Nested | Data, shape?: Shape, dtype: DType = data instanceof Int32Array ? "i32" : data instanceof Uint32Array ? "u32" : "f32"): Tensor {
+  tensor(
+    data: Nested | Data,
+    shape?: Shape,
+    dtype: DType = data instanceof Int32Array ? "i32" : data instanceof Uint32Array ? "u32" : "f32",
+  ): Tensor {
     checkDType("tensor", dtype);
     const flat: number[] = [];
     let inferred: number[] | undefined;
@@ -126,12 +144,16 @@ export class Engine {
       const walk = (d: any, depth: number): void => {
         if (!Array.isArray(d)) {
           if (typeof d !== "number" || depth !== inferred!.length)
-            throw new ShapeError(`tensor: nested arrays are ragged or hold what is no number: found ${JSON.stringify(d)} at depth ${depth} of ${show(inferred!)}.`);
+            throw new ShapeError(
+              `tensor: nested arrays are ragged or hold what is no number: found ${JSON.stringify(d)} at depth ${depth} of ${show(inferred!)}.`,
+            );
           flat.push(d);
           return;
         }
         if (depth >= inferred!.length || d.length !== inferred![depth])
-          throw new ShapeError(`tensor: nested arrays are ragged: a row of ${d.length} at depth ${depth} where ${show(inferred!)} was expected.`);
+          throw new ShapeError(
+            `tensor: nested arrays are ragged: a row of ${d.length} at depth ${depth} where ${show(inferred!)} was expected.`,
+          );
         for (const e of d) walk(e, depth + 1);
       };
       walk(data, 0);
@@ -139,7 +161,9 @@ export class Engine {
     const values = (ArrayBuffer.isView(data) ? data : flat) as Data;
     const to = shape ?? inferred ?? [values.length];
     if (sizeOf(to) !== values.length)
-      throw new ShapeError(`tensor: ${values.length} values do not fill ${show(to)} (${sizeOf(to)}); give as many as the shape holds.`);
+      throw new ShapeError(
+        `tensor: ${values.length} values do not fill ${show(to)} (${sizeOf(to)}); give as many as the shape holds.`,
+      );
     const t = this.empty(to, dtype, "tensor");
     this.write(t, encode(values, dtype));
     this.anomalyCheck([t], "tensor");
@@ -150,7 +174,12 @@ export class Engine {
   full(shape: Shape, value: number, dtype: DType = "f32"): Tensor {
     const one = this.empty([1], dtype, "full");
     this.write(one, encode([value], dtype));
-    const wide = one.view(shape, shape.map(() => 0), 0, "full");
+    const wide = one.view(
+      shape,
+      shape.map(() => 0),
+      0,
+      "full",
+    );
     const out = contiguous(wide);
     wide.dispose();
     one.dispose();
@@ -168,13 +197,18 @@ export class Engine {
   /** start, start + step, … below `end`. */
   arange(start: number, end: number, step = 1, dtype: DType = "f32"): Tensor {
     const n = Math.max(0, Math.ceil((end - start) / step));
-    return this.tensor(Float64Array.from({ length: n }, (_, i) => start + i * step), [n], dtype);
+    return this.tensor(
+      Float64Array.from({ length: n }, (_, i) => start + i * step),
+      [n],
+      dtype,
+    );
   }
 
   /** Overwrites a contiguous tensor's bytes (`encode` makes them), from byte `offset` on. */
   write(t: Tensor, bytes: Uint8Array, offset = 0): void {
     t.check("write");
-    if (offset + bytes.byteLength > t.bytes) throw new ShapeError(`write: ${bytes.byteLength} bytes at ${offset} do not fit ${t.describe()}.`);
+    if (offset + bytes.byteLength > t.bytes)
+      throw new ShapeError(`write: ${bytes.byteLength} bytes at ${offset} do not fit ${t.describe()}.`);
     this.queue.upload(this.bound(t, "write"), bytes, offset);
   }
 
@@ -189,7 +223,9 @@ export class Engine {
       // A lost device rejects the mapping; its own reason is the better text.
       await Promise.resolve();
       this.checkAlive();
-      throw error instanceof EspalierError ? error : new DeviceLostError(`read: the GPU did not answer (${(error as Error).message}); make a new engine.`);
+      throw error instanceof EspalierError
+        ? error
+        : new DeviceLostError(`read: the GPU did not answer (${(error as Error).message}); make a new engine.`);
     }
   }
 
@@ -231,12 +267,15 @@ export class Engine {
     const { storage } = tensor;
     let [offset, size] = [0, storage.bytes];
     if (t instanceof Tensor) {
-      if (!t.isContiguous) throw new EspalierError(`${user}: is given a view where it needs contiguous memory: ${t.describe()}.`);
+      if (!t.isContiguous)
+        throw new EspalierError(`${user}: is given a view where it needs contiguous memory: ${t.describe()}.`);
       offset = t.offset * bytesOf(t.dtype);
       size = Math.min(storage.bytes - offset, Math.max(16, Math.ceil(t.bytes / 16) * 16));
     }
     if (size > this.device.limits.maxStorageBufferBindingSize)
-      throw new OutOfMemoryError(`${user}: a tensor of ${megabytes(size)} is larger than this adapter binds at once (${megabytes(this.device.limits.maxStorageBufferBindingSize)}); split it along its first axis.`);
+      throw new OutOfMemoryError(
+        `${user}: a tensor of ${megabytes(size)} is larger than this adapter binds at once (${megabytes(this.device.limits.maxStorageBufferBindingSize)}); split it along its first axis.`,
+      );
     return { buffer: storage.buffer, id: storage.id, offset, size };
   }
 
@@ -247,7 +286,12 @@ export class Engine {
    * @param groups workgroups as [x, y, z], or a number that is folded into x and y (kernels then index by
    *   `wg.y * num_workgroups.x + wg.x` and check bounds)
    */
-  launch(k: Kernel, tensors: Record<string, Tensor | Strided>, params: Params, groups: number | readonly [number, number, number]): void {
+  launch(
+    k: Kernel,
+    tensors: Record<string, Tensor | Strided>,
+    params: Params,
+    groups: number | readonly [number, number, number],
+  ): void {
     this.checkAlive();
     const label = `${k.name}.${k.entry}`;
     const bound: Bound[] = [];
@@ -262,7 +306,11 @@ export class Engine {
       given.push(t instanceof Tensor ? t : t.strided);
     }
     if (used !== Object.keys(tensors).length)
-      throw new EspalierError(`kernel ${label}: has no binding called ${Object.keys(tensors).filter((n) => !k.bindings.some((b) => b.name === n)).join(", ")}.`);
+      throw new EspalierError(
+        `kernel ${label}: has no binding called ${Object.keys(tensors)
+          .filter((n) => !k.bindings.some((b) => b.name === n))
+          .join(", ")}.`,
+      );
     const grid = typeof groups === "number" ? this.fold(groups) : groups;
     if (grid[0] === 0 || grid[1] === 0 || grid[2] === 0) return;
     this.queue.launch({ kernel: k, bound, tensors: given, params, groups: grid, label: this.modulePath });
@@ -404,7 +452,11 @@ export class Engine {
 function* tensorsIn(value: unknown): Generator<Tensor> {
   if (value instanceof Tensor) yield value;
   else if (Array.isArray(value)) for (const v of value) yield* tensorsIn(v);
-  else if (value && typeof value === "object" && (Object.getPrototypeOf(value) === Object.prototype || Object.getPrototypeOf(value) === null))
+  else if (
+    value &&
+    typeof value === "object" &&
+    (Object.getPrototypeOf(value) === Object.prototype || Object.getPrototypeOf(value) === null)
+  )
     for (const v of Object.values(value)) yield* tensorsIn(v);
 }
 
@@ -414,10 +466,16 @@ function* tensorsIn(value: unknown): Generator<Tensor> {
  */
 export async function createEngine(options: EngineOptions = {}): Promise<Engine> {
   checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "features"]);
-  const { device, info, release } = await requestDevice({ adapter: options.adapter, power: options.power, features: options.features });
-  const engine = new Engine(device, info, options.seed ?? 0, options.budget ?? Number.POSITIVE_INFINITY, { wait: (p) => platform.wait(p), release });
+  const { device, info, release } = await requestDevice({
+    adapter: options.adapter,
+    power: options.power,
+    features: options.features,
+  });
+  const engine = new Engine(device, info, options.seed ?? 0, options.budget ?? Number.POSITIVE_INFINITY, {
+    wait: (p) => platform.wait(p),
+    release,
+  });
   const level = debugLevel(platform.env("DEBUG"));
   if (level) debug(engine, level);
   return engine;
 }
-

@@ -54,7 +54,9 @@ export class Flat {
     for (const size of sizes) {
       const room = Math.ceil(size / STEP) * STEP;
       if (room > most)
-        throw new OutOfMemoryError(`${what}: a parameter of ${megabytes(4 * size)} is larger than this adapter binds at once (${megabytes(4 * most)}); split it along its first axis.`);
+        throw new OutOfMemoryError(
+          `${what}: a parameter of ${megabytes(4 * size)} is larger than this adapter binds at once (${megabytes(4 * most)}); split it along its first axis.`,
+        );
       if (chunks[chunks.length - 1] + room > most) chunks.push(0);
       const chunk = chunks.length - 1;
       slots.push({ chunk, offset: chunks[chunk], size });
@@ -69,12 +71,21 @@ export class Flat {
    */
   static over(tensors: readonly Tensor[], what: string): Flat {
     const known = homes.get(tensors[0])?.flat;
-    if (known && known.users > 0 && known.slots.length === tensors.length && tensors.every((t, i) => known.holds(t, i))) {
+    if (
+      known &&
+      known.users > 0 &&
+      known.slots.length === tensors.length &&
+      tensors.every((t, i) => known.holds(t, i))
+    ) {
       known.users++;
       return known;
     }
     const { engine } = tensors[0];
-    const { slots, chunks } = Flat.plan(engine, what, tensors.map((t) => t.size));
+    const { slots, chunks } = Flat.plan(
+      engine,
+      what,
+      tensors.map((t) => t.size),
+    );
     const flat = new Flat(engine, slots, chunks, "parameters", what);
     tensors.forEach((t, i) => {
       t.rehome(flat.chunks[slots[i].chunk].storage, slots[i].offset);
@@ -104,7 +115,10 @@ export class Flat {
   copyFrom(other: Flat): void {
     this.chunks.forEach((to, k) => {
       const from = other.chunks[k];
-      this.engine.queue.encode((e) => e.copyBufferToBuffer(from.storage.buffer, 0, to.storage.buffer, 0, 4 * to.size), [from.storage.id, to.storage.id]);
+      this.engine.queue.encode(
+        (e) => e.copyBufferToBuffer(from.storage.buffer, 0, to.storage.buffer, 0, 4 * to.size),
+        [from.storage.id, to.storage.id],
+      );
     });
   }
 

@@ -57,7 +57,9 @@ export function specialize(name: string, source: string, settings: Settings): st
     return line.replace(/=\s*([^;]*);/, (_, old: string) => `= ${literal(value, old.trim())};`);
   });
   if (left.size)
-    throw new EspalierError(`kernel ${name}: no line marked "// param" declares ${[...left].join(", ")}; see its .wgsl file.`);
+    throw new EspalierError(
+      `kernel ${name}: no line marked "// param" declares ${[...left].join(", ")}; see its .wgsl file.`,
+    );
   const text = lines.join("\n");
   // On the first line, so that no other line moves.
   return /\bf16\b/.test(text.replace(/\/\/.*$/gm, "")) ? `enable f16; ${text}` : text;
@@ -65,19 +67,33 @@ export function specialize(name: string, source: string, settings: Settings): st
 
 function workgroupSize(name: string, source: string, entry: string): [number, number, number] {
   const match = new RegExp(`@workgroup_size\\(([^)]*)\\)[^{;]*?fn\\s+${entry}\\s*\\(`).exec(source);
-  if (!match) throw new EspalierError(`kernel ${name}: entry point "${entry}" with a @workgroup_size is not in the file.`);
-  const sizes = match[1].split(",").map((s) => s.trim()).filter(Boolean).map((s) => {
-    const value = /^\d/.test(s) ? s : new RegExp(`const\\s+${s}\\s*(?::\\s*\\w+)?\\s*=\\s*(\\d+)`).exec(source)?.[1];
-    if (value === undefined) throw new EspalierError(`kernel ${name}: workgroup size "${s}" is not a number or a constant of the file.`);
-    return Number.parseInt(value, 10);
-  });
+  if (!match)
+    throw new EspalierError(`kernel ${name}: entry point "${entry}" with a @workgroup_size is not in the file.`);
+  const sizes = match[1]
+    .split(",")
+    .map((s) => s.trim())
+    .filter(Boolean)
+    .map((s) => {
+      const value = /^\d/.test(s) ? s : new RegExp(`const\\s+${s}\\s*(?::\\s*\\w+)?\\s*=\\s*(\\d+)`).exec(source)?.[1];
+      if (value === undefined)
+        throw new EspalierError(`kernel ${name}: workgroup size "${s}" is not a number or a constant of the file.`);
+      return Number.parseInt(value, 10);
+    });
   return [sizes[0] ?? 1, sizes[1] ?? 1, sizes[2] ?? 1];
 }
 
 const scalars: Record<string, ["u32" | "i32" | "f32", number]> = {
-  u32: ["u32", 1], i32: ["i32", 1], f32: ["f32", 1],
-  vec2u: ["u32", 2], vec4u: ["u32", 4], vec4i: ["i32", 4], vec4f: ["f32", 4],
-  "vec2<u32>": ["u32", 2], "vec4<u32>": ["u32", 4], "vec4<i32>": ["i32", 4], "vec4<f32>": ["f32", 4],
+  u32: ["u32", 1],
+  i32: ["i32", 1],
+  f32: ["f32", 1],
+  vec2u: ["u32", 2],
+  vec4u: ["u32", 4],
+  vec4i: ["i32", 4],
+  vec4f: ["f32", 4],
+  "vec2<u32>": ["u32", 2],
+  "vec4<u32>": ["u32", 4],
+  "vec4<i32>": ["i32", 4],
+  "vec4<f32>": ["f32", 4],
 };
 
 type Reflected = Pick<Kernel, "bindings" | "fields" | "uniformBytes">;
@@ -86,7 +102,10 @@ const kernels = new Map<string, Kernel>();
 
 function reflect(name: string, source: string, entry: string): Reflected {
   let reflection = reflections.get(source);
-  if (!reflection) reflections.set(source, (reflection = new WgslReflect(source)));
+  if (!reflection) {
+    reflection = new WgslReflect(source);
+    reflections.set(source, reflection);
+  }
   const info = reflection.entry.compute.find((f) => f.name === entry);
   if (!info) throw new EspalierError(`kernel ${name}: no compute entry point "${entry}" in the file.`);
   const bindings: Binding[] = [];
@@ -125,7 +144,10 @@ export function kernel(name: string, source: string, entry: string, settings: Se
   if (!found) {
     const text = specialize(name, source, settings);
     found = {
-      name, entry, settings, source: text,
+      name,
+      entry,
+      settings,
+      source: text,
       ...reflect(name, source, entry),
       workgroupSize: workgroupSize(name, text, entry),
       id: kernels.size,
@@ -150,7 +172,9 @@ export function pack(k: Kernel, params: Params, view: DataView, at: number): voi
     used++;
     const list = typeof value === "number" ? [value] : value;
     if (list.length !== f.count)
-      throw new EspalierError(`kernel ${k.name}.${k.entry}: uniform "${f.name}" holds ${f.count} values, got ${list.length}.`);
+      throw new EspalierError(
+        `kernel ${k.name}.${k.entry}: uniform "${f.name}" holds ${f.count} values, got ${list.length}.`,
+      );
     for (let i = 0; i < f.count; i++) {
       const to = at + f.offset + 4 * i;
       if (f.kind === "f32") view.setFloat32(to, list[i], true);
@@ -160,6 +184,8 @@ export function pack(k: Kernel, params: Params, view: DataView, at: number): voi
   }
   if (used !== Object.keys(params).length) {
     const extra = Object.keys(params).filter((n) => !k.fields.some((f) => f.name === n));
-    throw new EspalierError(`kernel ${k.name}.${k.entry}: no uniform is called ${extra.join(", ")}; it has ${k.fields.map((f) => f.name).join(", ")}.`);
+    throw new EspalierError(
+      `kernel ${k.name}.${k.entry}: no uniform is called ${extra.join(", ")}; it has ${k.fields.map((f) => f.name).join(", ")}.`,
+    );
   }
 }

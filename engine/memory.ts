@@ -110,7 +110,9 @@ export class Memory {
 
   exhausted(bytes: number, what: string, limit: string): OutOfMemoryError {
     const { live, byOwner } = this.report();
-    const owners = Object.entries(byOwner).sort((a, b) => b[1] - a[1]).map(([o, n]) => `${o} ${megabytes(n)}`);
+    const owners = Object.entries(byOwner)
+      .sort((a, b) => b[1] - a[1])
+      .map(([o, n]) => `${o} ${megabytes(n)}`);
     return new OutOfMemoryError(
       `memory: ${what} needs ${megabytes(bytes)} beyond ${limit}: live are ${megabytes(live)} (${owners.join(", ") || "nothing"}); ` +
         "lower the batch size, frames or resolution, use gradient accumulation or checkpointed blocks, or raise the budget.",

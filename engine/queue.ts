@@ -23,7 +23,7 @@ export interface Launch {
 }
 
 /** Receives each launch; `timestamps`, when given, make it run in a pass of its own that is timed on the GPU. */
-export type Observer = (launch: Launch) => { timestamps?: GPUComputePassTimestampWrites } | void;
+export type Observer = (launch: Launch) => { timestamps?: GPUComputePassTimestampWrites } | undefined;
 
 interface Compiled {
   pipeline: GPUComputePipeline;
@@ -90,7 +90,8 @@ export class Queue {
       compute: { module, entryPoint: k.entry },
     });
     this.counts.pipelines++;
-    this.compiled.set(k.id, (c = { pipeline, layout }));
+    c = { pipeline, layout };
+    this.compiled.set(k.id, c);
     return c;
   }
 
@@ -103,7 +104,8 @@ export class Queue {
     group = this.device.createBindGroup({
       layout: c.layout,
       entries: k.bindings.map((b) => {
-        if (b.type === "uniform") return { binding: b.binding, resource: { buffer: this.arena, offset: 0, size: k.uniformBytes } };
+        if (b.type === "uniform")
+          return { binding: b.binding, resource: { buffer: this.arena, offset: 0, size: k.uniformBytes } };
         const at = bound[i++];
         return { binding: b.binding, resource: { buffer: at.buffer, offset: at.offset, size: at.size } };
       }),
@@ -173,7 +175,8 @@ export class Queue {
   submit(): void {
     this.endPass();
     if (!this.encoder) return;
-    if (this.arenaUsed) this.device.queue.writeBuffer(this.arena, 0, this.arenaBytes, 0, Math.ceil(this.arenaUsed / 4) * 4);
+    if (this.arenaUsed)
+      this.device.queue.writeBuffer(this.arena, 0, this.arenaBytes, 0, Math.ceil(this.arenaUsed / 4) * 4);
     this.device.queue.submit([this.encoder.finish()]);
     this.onSubmit?.(this.pending);
     this.encoder = undefined;

@@ -56,15 +56,21 @@ export class Tape {
     const start = this.made.get(loss.uid);
     if (start === undefined) {
       if (this.spent.has(loss.uid))
-        throw new EspalierError("backward: this graph was already walked and freed; pass { retainGraph: true } the first time.");
+        throw new EspalierError(
+          "backward: this graph was already walked and freed; pass { retainGraph: true } the first time.",
+        );
       throw new EspalierError(
         `backward: nothing to differentiate: ${loss.describe()} does not depend on a tensor that requires a gradient (or was computed under noGrad).`,
       );
     }
     if (!gradient && loss.size !== 1)
-      throw new ShapeError(`backward: needs one number or a gradient: got ${show(loss.shape)}; reduce it with mean() or pass a gradient of its shape.`);
+      throw new ShapeError(
+        `backward: needs one number or a gradient: got ${show(loss.shape)}; reduce it with mean() or pass a gradient of its shape.`,
+      );
     if (gradient && !sameShape(gradient.shape, loss.shape))
-      throw new ShapeError(`backward: the gradient's shape differs: ${show(gradient.shape)} for ${show(loss.shape)}; they must be equal.`);
+      throw new ShapeError(
+        `backward: the gradient's shape differs: ${show(gradient.shape)} for ${show(loss.shape)}; they must be equal.`,
+      );
     const grads = new Map<number, Tensor>();
     engine.noGrad(() =>
       engine.scope(() => {
@@ -85,7 +91,9 @@ export class Tape {
       const dys = entry.outputs.map((o) => grads.get(o.uid));
       if (dys.some((d) => d)) {
         for (const o of entry.outputs) grads.delete(o.uid);
-        this.engine.inModule(entry.module, () => (entry.replay ? this.replay(entry.replay, dys, grads) : this.step(entry, dys, grads)));
+        this.engine.inModule(entry.module, () =>
+          entry.replay ? this.replay(entry.replay, dys, grads) : this.step(entry, dys, grads),
+        );
         for (const d of dys) d?.dispose();
       }
       if (!retain) {
@@ -179,11 +187,22 @@ export class Tape {
   /** A table of what is recorded: op, shapes, bytes saved, module. */
   print(): string {
     const rows = this.entries.map((e, i) => [
-      `${i}`, e.op, e.inputs.map((x) => `${x.name}${show(x.shape)}${x.needs ? "*" : ""}`).join(" "),
-      e.outputs.map((o) => show(o.shape)).join(" "), `${e.savedBytes}`, e.module,
+      `${i}`,
+      e.op,
+      e.inputs.map((x) => `${x.name}${show(x.shape)}${x.needs ? "*" : ""}`).join(" "),
+      e.outputs.map((o) => show(o.shape)).join(" "),
+      `${e.savedBytes}`,
+      e.module,
     ]);
     const head = ["#", "op", "inputs (* wants a gradient)", "outputs", "saved bytes", "module"];
     const widths = head.map((h, c) => Math.max(h.length, ...rows.map((r) => r[c].length)));
-    return [head, ...rows].map((r) => r.map((s, c) => s.padEnd(widths[c])).join("  ").trimEnd()).join("\n");
+    return [head, ...rows]
+      .map((r) =>
+        r
+          .map((s, c) => s.padEnd(widths[c]))
+          .join("  ")
+          .trimEnd(),
+      )
+      .join("\n");
   }
 }

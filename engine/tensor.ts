@@ -73,7 +73,9 @@ export class Tensor {
   }
   /** Row-major without gaps, and starting where a binding may start. */
   get isContiguous(): boolean {
-    return isDense(this.shape, this.strides) && (this.offset * bytesOf(this.dtype)) % this.engine.bindingAlignment === 0;
+    return (
+      isDense(this.shape, this.strides) && (this.offset * bytesOf(this.dtype)) % this.engine.bindingAlignment === 0
+    );
   }
 
   /** Throws `DisposedError` when the memory was given back. */
@@ -93,7 +95,16 @@ export class Tensor {
 
   /** Another handle on the same memory and gradient identity, for the tape. */
   alias(): Tensor {
-    const t = new Tensor(this.engine, this.check("alias").storage.retain(), this.shape, this.strides, this.offset, this.dtype, this.op, this.uid);
+    const t = new Tensor(
+      this.engine,
+      this.check("alias").storage.retain(),
+      this.shape,
+      this.strides,
+      this.offset,
+      this.dtype,
+      this.op,
+      this.uid,
+    );
     return t;
   }
 
@@ -117,7 +128,11 @@ export class Tensor {
     const size = bytesOf(this.dtype);
     const [from, at] = [dense.storage, dense.offset * size];
     const bytes = Math.ceil(dense.bytes / 4) * 4;
-    if (bytes) engine.queue.encode((e) => e.copyBufferToBuffer(from.buffer, at, storage.buffer, offset * size, bytes), [from.id, storage.id]);
+    if (bytes)
+      engine.queue.encode(
+        (e) => e.copyBufferToBuffer(from.buffer, at, storage.buffer, offset * size, bytes),
+        [from.id, storage.id],
+      );
     if (dense !== this) dense.dispose();
     this.point(storage, offset);
   }
@@ -171,7 +186,9 @@ export class Tensor {
   /** The one value of a tensor with one element. */
   async item(): Promise<number> {
     if (this.size !== 1)
-      throw new ShapeError(`item: needs a tensor with one element: got ${show(this.shape)}; use data() or reduce it first.`);
+      throw new ShapeError(
+        `item: needs a tensor with one element: got ${show(this.shape)}; use data() or reduce it first.`,
+      );
     return (await this.data())[0];
   }
 
@@ -196,11 +213,12 @@ export class Tensor {
     }
     const good = data.length - bad;
     const first = Array.from(data.slice(0, 8), (v) => Number(v.toPrecision(5))).join(", ");
-    const stats = good ? `min ${low.toPrecision(5)} mean ${(sum / good).toPrecision(5)} max ${high.toPrecision(5)}` : "no finite value";
+    const stats = good
+      ? `min ${low.toPrecision(5)} mean ${(sum / good).toPrecision(5)} max ${high.toPrecision(5)}`
+      : "no finite value";
     return `${this.toString()}\n  [${first}${data.length > 8 ? ", …" : ""}]\n  ${stats} · not finite ${bad}`;
   }
 }
-
 
 /** A tensor that a kernel reads through strides of its own: the whole buffer is bound, the offset goes into the uniform. */
 export interface Strided {

@@ -79,7 +79,9 @@ test("several outputs, of which some are unused, handed through or given twice",
   const [a, b] = checkpoint(twice, x);
   a.add(b).sum().backward();
   const e = await x.data();
-  (await x.grad!.data()).forEach((g, i) => assert.ok(Math.abs(g - 2 * Math.exp(e[i])) < 1e-5 * Math.abs(g)));
+  (await x.grad!.data()).forEach((g, i) => {
+    assert.ok(Math.abs(g - 2 * Math.exp(e[i])) < 1e-5 * Math.abs(g));
+  });
 });
 
 test("a retained graph can be walked again", async () => {
@@ -88,7 +90,10 @@ test("a retained graph can be walked again", async () => {
   loss.backward(undefined, { retainGraph: true });
   loss.backward();
   const v = await x.data();
-  assert.equal([...(await x.grad!.data())], [...v].map((a) => Math.fround(4 * a)));
+  assert.equal(
+    [...(await x.grad!.data())],
+    [...v].map((a) => Math.fround(4 * a)),
+  );
   assert.throws(() => loss.backward(), /already walked and freed/);
 });
 
@@ -114,10 +119,16 @@ test("parameters that are only read inside are trained too", () => {
 });
 
 test("errors: no tensor, another number of outputs, a failure while it runs again", () => {
-  assert.throws(() => checkpoint((() => data) as never), /checkpoint: needs a function and the tensors to call it with/);
+  assert.throws(
+    () => checkpoint((() => data) as never),
+    /checkpoint: needs a function and the tensors to call it with/,
+  );
   let calls = 0;
   const uneven = checkpoint((a: Tensor) => (calls++ ? [a.exp()] : [a.exp(), a.sin()]), w[0]);
-  assert.throws(() => uneven[0].sum().backward(), /checkpoint: the function gave 2 tensors in forward and 1 in backward/);
+  assert.throws(
+    () => uneven[0].sum().backward(),
+    /checkpoint: the function gave 2 tensors in forward and 1 in backward/,
+  );
   engine.tape.truncate(0);
   calls = 0;
   const failing = checkpoint((a: Tensor) => {

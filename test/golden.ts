@@ -7,11 +7,16 @@ export interface Golden {
 }
 
 /** All tensors of test/goldens/NAME.safetensors, with the file's notes. */
-export async function golden(name: string): Promise<{ tensors: Record<string, Golden>; metadata: Readonly<Record<string, string>> }> {
+export async function golden(
+  name: string,
+): Promise<{ tensors: Record<string, Golden>; metadata: Readonly<Record<string, string>> }> {
   const file = await openSafetensors(`test/goldens/${name}.safetensors`);
   const tensors: Record<string, Golden> = {};
   for (const [key, { dtype, shape }] of file.tensors)
-    tensors[key] = { shape, data: await (dtype === "F64" ? file.float64(key) : dtype.startsWith("F") ? file.float32(key) : file.int32(key)) };
+    tensors[key] = {
+      shape,
+      data: await (dtype === "F64" ? file.float64(key) : dtype.startsWith("F") ? file.float32(key) : file.int32(key)),
+    };
   await file.close();
   return { tensors, metadata: file.metadata };
 }

@@ -7,7 +7,10 @@ const engine = await createEngine();
 const x = normal(engine, Key.from(1), [64, 64]).setRequiresGrad();
 const step = () =>
   engine.scope(() => {
-    engine.inModule("blocks.0", () => x.mul(x).tanh()).sum().backward();
+    engine
+      .inModule("blocks.0", () => x.mul(x).tanh())
+      .sum()
+      .backward();
   });
 const clear = () => {
   x.grad?.dispose();
@@ -33,7 +36,10 @@ test("trace: every launch with kernel, workgroups, bytes, time and module, also 
     assert.ok(trace.us! > 0);
     assert.is(Math.round(trace.kernels.reduce((n, k) => n + k.us!, 0)), Math.round(trace.us!));
   }
-  assert.match(`${trace}`, /kernel +workgroups +µs +bytes +GB\/s[\s\S]*elementwise\.[\s\S]*blocks\.0[\s\S]*\d+ launches/);
+  assert.match(
+    `${trace}`,
+    /kernel +workgroups +µs +bytes +GB\/s[\s\S]*elementwise\.[\s\S]*blocks\.0[\s\S]*\d+ launches/,
+  );
   const after = await inspect.trace(engine, () => undefined);
   assert.is(after.launches.length, 0);
 });
@@ -58,7 +64,10 @@ test("tape: what a loss was computed by, and nothing else", () => {
   const loss = x.square().add(1).mean();
   const report = inspect.tape(loss);
   assert.not(report.entries.some((e) => e.op === "exp"));
-  assert.equal(report.entries.slice(0, 2).map((e) => e.op), ["square", "addScalar"]);
+  assert.equal(
+    report.entries.slice(0, 2).map((e) => e.op),
+    ["square", "addScalar"],
+  );
   assert.ok(report.savedBytes >= 4 * 64 * 64);
   assert.match(`${report}`, /square +x\[64, 64\]\*[\s\S]*ops, \d+ bytes saved/);
   assert.match(`${inspect.tape(checkpoint((a: Tensor) => a.square().sum(), x))}`, /checkpoint/);
@@ -72,7 +81,10 @@ test("source: the WGSL that the GPU compiled, per variant", () => {
   assert.match(all, /^\/\/ ---- elementwise: /);
   assert.match(all, /max\(x, 0\.0\)/);
   assert.match(inspect.source("random.draw_normal"), /fn draw_normal/);
-  assert.throws(() => inspect.source("elementwize"), /inspect\.source: no kernel "elementwize" has run yet; did you mean "elementwise"\?/);
+  assert.throws(
+    () => inspect.source("elementwize"),
+    /inspect\.source: no kernel "elementwize" has run yet; did you mean "elementwise"\?/,
+  );
 });
 
 test("memory: by owner, with the largest buffers named", () => {
@@ -108,7 +120,10 @@ test("anomaly: names the first op that made a value which is not finite, and its
   assert.is(await watch.check(), undefined);
   // Backward: the square root's slope at zero.
   const zero = engine.zeros([3]).setRequiresGrad();
-  engine.inModule("head", () => zero.sqrt()).sum().backward();
+  engine
+    .inModule("head", () => zero.sqrt())
+    .sum()
+    .backward();
   assert.is((await watch.check())!.op, "sqrt backward");
   engine.tensor([1, Number.NaN]).dispose();
   assert.is((await watch.check())!.op, "tensor");

@@ -1,6 +1,16 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { checkpoint, createEngine, DeviceLostError, DisposedError, dropout, type Engine, normal, OutOfMemoryError, type Tensor } from "../engine/index.js";
+import {
+  checkpoint,
+  createEngine,
+  DeviceLostError,
+  DisposedError,
+  dropout,
+  type Engine,
+  normal,
+  OutOfMemoryError,
+  type Tensor,
+} from "../engine/index.js";
 import { AdamW, EMA } from "../train/optim.js";
 
 const test = suite("memory");
@@ -10,7 +20,8 @@ const engine = await createEngine();
 function train(e: Engine, steps: number, each: (step: number) => void): void {
   const keys = e.key().split(3);
   const params: Record<string, Tensor> = {};
-  for (const [i, shape] of [[8, 16], [16], [16, 8]].entries()) params[i] = normal(e, keys[0].fold(i), shape).setRequiresGrad();
+  for (const [i, shape] of [[8, 16], [16], [16, 8]].entries())
+    params[i] = normal(e, keys[0].fold(i), shape).setRequiresGrad();
   const optimizer = new AdamW(params, { lr: 1e-3 });
   const ema = new EMA(params, { decay: 0.9, warmup: true });
   for (let s = 0; s < steps; s++) {
@@ -60,10 +71,14 @@ test("a scope frees what was made inside, keeps what it returns, and undoes itse
   kept.dispose();
   list[0].dispose();
   assert.is(engine.memory().live, live);
-  assert.throws(() => engine.scope(() => {
-    engine.ones([1000]).mul(2);
-    throw new Error("stop");
-  }), /stop/);
+  assert.throws(
+    () =>
+      engine.scope(() => {
+        engine.ones([1000]).mul(2);
+        throw new Error("stop");
+      }),
+    /stop/,
+  );
   assert.is(engine.memory().live, live);
   const outer = engine.scope(() => engine.scope(() => engine.ones([5])).add(1));
   assert.is(outer.isDisposed, false);
@@ -85,7 +100,14 @@ test("use after free names the op that made the tensor, and its module", () => {
     const inner = engine.inModule("blocks.2.attn", () => engine.ones([2, 3]).exp());
     return { f: () => inner.sin() };
   });
-  assert.throws(leaked.f, (e: Error) => e instanceof DisposedError && /^sin: uses a tensor after it was freed: \[2, 3\] f32 from exp in blocks\.2\.attn; return it from the scope/.test(e.message));
+  assert.throws(
+    leaked.f,
+    (e: Error) =>
+      e instanceof DisposedError &&
+      /^sin: uses a tensor after it was freed: \[2, 3\] f32 from exp in blocks\.2\.attn; return it from the scope/.test(
+        e.message,
+      ),
+  );
   const t = engine.ones([1]);
   t.dispose();
   t.dispose();
@@ -96,11 +118,17 @@ test("beyond the budget: what was asked, what is live by owner, what to lower", 
   const small = await createEngine({ budget: 4 << 20 });
   const p = small.zeros([200_000]).setRequiresGrad();
   const optimizer = new AdamW([p]);
-  assert.throws(() => small.zeros([1_000_000]), (e: Error) => {
-    assert.ok(e instanceof OutOfMemoryError);
-    assert.match(e.message, /^memory: zeros \[1000000\] f32 needs 3\.81 MiB beyond the budget of 4\.00 MiB: live are \d\.\d\d MiB \(optimizer 1\.\d\d MiB, parameters 0\.\d\d MiB, gradients 0\.\d\d MiB\); lower the batch size/);
-    return true;
-  });
+  assert.throws(
+    () => small.zeros([1_000_000]),
+    (e: Error) => {
+      assert.ok(e instanceof OutOfMemoryError);
+      assert.match(
+        e.message,
+        /^memory: zeros \[1000000\] f32 needs 3\.81 MiB beyond the budget of 4\.00 MiB: live are \d\.\d\d MiB \(optimizer 1\.\d\d MiB, parameters 0\.\d\d MiB, gradients 0\.\d\d MiB\); lower the batch size/,
+      );
+      return true;
+    },
+  );
   // Freed buffers of another size make room.
   optimizer.dispose();
   p.dispose();
@@ -112,7 +140,10 @@ test("beyond the budget: what was asked, what is live by owner, what to lower", 
 
 test("one tensor beyond what the adapter allows", () => {
   const { maxBufferSize } = engine.limits;
-  assert.throws(() => engine.empty([Math.min(2 ** 31 - 1, Math.ceil(maxBufferSize / 4) + 64)]), (e: Error) => e instanceof OutOfMemoryError || /2\^31/.test(e.message));
+  assert.throws(
+    () => engine.empty([Math.min(2 ** 31 - 1, Math.ceil(maxBufferSize / 4) + 64)]),
+    (e: Error) => e instanceof OutOfMemoryError || /2\^31/.test(e.message),
+  );
 });
 
 test("a lost device: typed errors in a run, and a new engine in the same process", async () => {
@@ -125,10 +156,19 @@ test("a lost device: typed errors in a run, and a new engine in the same process
       y = y.mul(1.001);
       if (i % 10 === 0) await y.data();
     }
-  })().then(() => undefined, (e: Error) => e);
+  })().then(
+    () => undefined,
+    (e: Error) => e,
+  );
   assert.instance(error, DeviceLostError);
-  assert.match(error!.message, /device: the GPU was lost \(.+\); tensors of this engine are gone: make a new engine and load the last checkpoint/);
-  assert.throws(() => x.add(1), (e: Error) => e instanceof DeviceLostError);
+  assert.match(
+    error!.message,
+    /device: the GPU was lost \(.+\); tensors of this engine are gone: make a new engine and load the last checkpoint/,
+  );
+  assert.throws(
+    () => x.add(1),
+    (e: Error) => e instanceof DeviceLostError,
+  );
   lost.destroy();
   const next = await createEngine();
   assert.equal([...(await next.ones([3]).mul(2).data())], [2, 2, 2]);

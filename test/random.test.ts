@@ -16,13 +16,22 @@ test("keys: values of their seed and path, none repeats", () => {
   let expected = 1;
   for (const seed of [0, 1, 2 ** 32, 2 ** 53 - 1]) {
     const k = Key.from(seed);
-    for (const child of [k, ...k.split(50), ...Array.from({ length: 50 }, (_, i) => k.fold(i)), k.fold(2 ** 40), k.fold(1).fold(2), k.fold(2).fold(1)]) all.add(`${child}`);
+    for (const child of [
+      k,
+      ...k.split(50),
+      ...Array.from({ length: 50 }, (_, i) => k.fold(i)),
+      k.fold(2 ** 40),
+      k.fold(1).fold(2),
+      k.fold(2).fold(1),
+    ])
+      all.add(`${child}`);
     expected += 104;
   }
   assert.is(all.size, expected);
   // A derived key is none of the words that its parent draws.
   const drawn = new Set(Array.from({ length: 256 }, (_, i) => philox4x32([i, 0, 0, 0], root.words)).flat());
-  for (const k of [...root.split(64), ...Array.from({ length: 64 }, (_, i) => root.fold(i))]) for (const w of k.words) assert.not(drawn.has(w));
+  for (const k of [...root.split(64), ...Array.from({ length: 64 }, (_, i) => root.fold(i))])
+    for (const w of k.words) assert.not(drawn.has(w));
 });
 
 test("keys: bad seeds, indices and texts are refused", () => {
@@ -35,11 +44,15 @@ test("keys: bad seeds, indices and texts are refused", () => {
 test("bits of the GPU equal the known answers of Random123 and philox.ts over many blocks", async () => {
   const zero = Key.parse("0000000000000000");
   const first = await randomBits(engine, zero, [4]).data();
-  assert.equal([...first].map((w) => w.toString(16)), ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]);
+  assert.equal(
+    [...first].map((w) => w.toString(16)),
+    ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"],
+  );
   const key = Key.from(7);
   const n = 40_000;
   const words = await randomBits(engine, key, [n]).data();
-  for (let i = 0; i < n / 4; i += 97) assert.equal([...words.slice(4 * i, 4 * i + 4)], philox4x32([i, 0, 0, 0], key.words));
+  for (let i = 0; i < n / 4; i += 97)
+    assert.equal([...words.slice(4 * i, 4 * i + 4)], philox4x32([i, 0, 0, 0], key.words));
 });
 
 test("a draw depends on its position, not on the shape", async () => {
@@ -50,7 +63,12 @@ test("a draw depends on its position, not on the shape", async () => {
 });
 
 test("seeded random keys and shapes: bits equal philox.ts, dropout keeps the same values in backward", async () => {
-  const cases = fc.record({ seed: fc.nat(), fold: fc.nat(), shape: fc.array(fc.integer({ min: 1, max: 9 }), { maxLength: 3 }), p: fc.double({ min: 0, max: 1, noNaN: true }) });
+  const cases = fc.record({
+    seed: fc.nat(),
+    fold: fc.nat(),
+    shape: fc.array(fc.integer({ min: 1, max: 9 }), { maxLength: 3 }),
+    p: fc.double({ min: 0, max: 1, noNaN: true }),
+  });
   await fc.assert(
     fc.asyncProperty(cases, async ({ seed, fold, shape, p }) => {
       const key = Key.from(seed).fold(fold);
@@ -62,7 +80,11 @@ test("seeded random keys and shapes: bits equal philox.ts, dropout keeps the sam
       const [out, grad] = [await y.data(), await x.grad!.data()];
       for (let i = 0; i < out.length; i++) {
         const scale = bits[i] >= Math.round(p * 2 ** 32) && p < 1 ? 1 / (1 - p) : 0;
-        for (const [got, want] of [[out[i], 3 * scale], [grad[i], scale]]) assert.ok(Math.abs(got - want) <= 1e-6 * want);
+        for (const [got, want] of [
+          [out[i], 3 * scale],
+          [grad[i], scale],
+        ])
+          assert.ok(Math.abs(got - want) <= 1e-6 * want);
       }
       for (const t of [x, y]) t.dispose();
     }),
@@ -90,7 +112,10 @@ function moments(x: ArrayLike<number>): [number, number, number, number] {
 
 /** Each estimate within five of its standard errors. */
 function near(subject: string, got: number, wanted: number, error: number): void {
-  assert.ok(Math.abs(got - wanted) < (5 * error) / Math.sqrt(N), `${subject}: ${got}, expected ${wanted} within ${(5 * error) / Math.sqrt(N)}`);
+  assert.ok(
+    Math.abs(got - wanted) < (5 * error) / Math.sqrt(N),
+    `${subject}: ${got}, expected ${wanted} within ${(5 * error) / Math.sqrt(N)}`,
+  );
 }
 
 test("normal: moments, tails, and no correlation between neighbours", async () => {

@@ -298,7 +298,7 @@ export class EMA {
     const { decay, warmup } = this.options;
     const n = this.updates++;
     const keep = warmup ? Math.min(decay, (1 + n) / (10 + n)) : decay;
-    this.shadow.chunks.forEach((shadow, k) => launchEma(shadow, this.parameters.chunks[k], keep));
+    for (const [k, shadow] of this.shadow.chunks.entries()) launchEma(shadow, this.parameters.chunks[k], keep);
   }
 
   /** True while the model computes with the averages. */
@@ -312,7 +312,8 @@ export class EMA {
     this.inUse = !this.inUse;
     const to = this.inUse ? this.shadow : this.parameters;
     for (const { storage } of this.shadow.chunks) storage.owned.owner = this.inUse ? "parameters" : "optimizer";
-    this.list.forEach(({ tensor }, i) => tensor.point(to.chunks[to.slots[i].chunk].storage, to.slots[i].offset));
+    for (const [i, { tensor }] of this.list.entries())
+      tensor.point(to.chunks[to.slots[i].chunk].storage, to.slots[i].offset);
   }
 
   /** Runs `f` while the model computes with the averages. */

@@ -40,7 +40,12 @@ export class Anomaly {
       if (!x || !isFloat(x.dtype) || !x.isContiguous || x.size === 0) continue;
       const number = this.made.length;
       this.made.push({ op, module: this.engine.modulePath, shape: x.shape, dtype: x.dtype });
-      this.engine.launch(kernel("anomaly", text, "check", { T: x.dtype }), { x, first: this.first }, { n: x.size, number }, Math.ceil(x.size / 256));
+      this.engine.launch(
+        kernel("anomaly", text, "check", { T: x.dtype }),
+        { x, first: this.first },
+        { n: x.size, number },
+        Math.ceil(x.size / 256),
+      );
     }
   }
 

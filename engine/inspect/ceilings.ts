@@ -25,7 +25,11 @@ const [ENOUGH, BUDGET] = [25, 1000];
  */
 export async function ceilings(engine: Engine): Promise<Ceilings> {
   const software = engine.kind === "software";
-  const bytes = Math.min(software ? 16 << 20 : 128 << 20, engine.limits.maxStorageBufferBindingSize, engine.limits.maxBufferSize);
+  const bytes = Math.min(
+    software ? 16 << 20 : 128 << 20,
+    engine.limits.maxStorageBufferBindingSize,
+    engine.limits.maxBufferSize,
+  );
   const x = engine.empty([bytes / 4], "f32", "ceilings").keep();
   const y = engine.empty([bytes / 4], "f32", "ceilings").keep();
   const begun = performance.now();
@@ -55,7 +59,13 @@ export async function ceilings(engine: Engine): Promise<Ceilings> {
     const turns = await measure(64, 2 ** 20, (n) => engine.launch(of("fma_chains"), { y }, { n, c: 0.999 }, groups));
     const copies = (entry: string, names: [string, string], width: number) =>
       measure(1, 256, (n) => {
-        for (let i = 0; i < n; i++) engine.launch(of(entry), { [names[0]]: x, [names[1]]: y }, { n: x.size / width, c: 0 }, Math.ceil(x.size / width / 64));
+        for (let i = 0; i < n; i++)
+          engine.launch(
+            of(entry),
+            { [names[0]]: x, [names[1]]: y },
+            { n: x.size / width, c: 0 },
+            Math.ceil(x.size / width / 64),
+          );
       });
     const scalar = await copies("copy_1", ["x", "y"], 1);
     const vec4 = await copies("copy_4", ["x4", "y4"], 4);

@@ -15,11 +15,19 @@ function lines(launch: Launch, level: DebugLevel, seen: Set<number>): string[] {
   const { kernel, bound, tensors, groups, params, label } = launch;
   const out = [`${kernel.name}.${kernel.entry} [${groups.join(" ")}]${label ? ` in ${label}` : ""}`];
   if (level >= 3) {
-    kernel.bindings.filter((b) => b.type !== "uniform").forEach((b, i) => {
-      const [t, at] = [tensors[i], bound[i]];
-      out.push(`    ${b.name} ${b.type === "storage" ? "writes" : "reads "} ${show(t.shape)} ${t.dtype}, strides ${show(t.strides)}, buffer ${at.id} from ${t.offset * bytesOf(t.dtype)}, ${at.size} bytes bound, from ${t.op}`);
-    });
-    out.push(`    ${Object.entries(params).map(([key, value]) => `${key} ${value}`).join(", ")}`);
+    kernel.bindings
+      .filter((b) => b.type !== "uniform")
+      .forEach((b, i) => {
+        const [t, at] = [tensors[i], bound[i]];
+        out.push(
+          `    ${b.name} ${b.type === "storage" ? "writes" : "reads "} ${show(t.shape)} ${t.dtype}, strides ${show(t.strides)}, buffer ${at.id} from ${t.offset * bytesOf(t.dtype)}, ${at.size} bytes bound, from ${t.op}`,
+        );
+      });
+    out.push(
+      `    ${Object.entries(params)
+        .map(([key, value]) => `${key} ${value}`)
+        .join(", ")}`,
+    );
   }
   if (level >= 4 && !seen.has(kernel.id)) {
     seen.add(kernel.id);
@@ -34,7 +42,11 @@ function lines(launch: Launch, level: DebugLevel, seen: Set<number>): string[] {
  * since their memory never comes back.
  * @returns a function that turns it off
  */
-export function debug(engine: Engine, level: DebugLevel, write: (line: string) => void = (line) => console.error(line)): () => void {
+export function debug(
+  engine: Engine,
+  level: DebugLevel,
+  write: (line: string) => void = (line) => console.error(line),
+): () => void {
   const say = (line: string) => write(`espalier ${line}`);
   const seen = new Set<number>();
   const { queue } = engine;
@@ -43,14 +55,19 @@ export function debug(engine: Engine, level: DebugLevel, write: (line: string) =
   queue.onSubmit = (commands) => {
     const now = performance.now();
     const { live, pooled } = engine.memory();
-    say(`submit ${++submits}: ${commands} commands, ${(now - since).toFixed(1)} ms after the last, ${live} bytes live, ${pooled} pooled`);
+    say(
+      `submit ${++submits}: ${commands} commands, ${(now - since).toFixed(1)} ms after the last, ${live} bytes live, ${pooled} pooled`,
+    );
     since = now;
   };
   const observe = (launch: Launch) => {
     for (const line of lines(launch, level, seen)) write(`espalier   ${line}`);
+    return undefined;
   };
   if (level >= 2) queue.observers.add(observe);
-  const leaks = new FinalizationRegistry<string>((what) => say(`leak: ${what} was collected but never freed; dispose() it, or make it in a scope`));
+  const leaks = new FinalizationRegistry<string>((what) =>
+    say(`leak: ${what} was collected but never freed; dispose() it, or make it in a scope`),
+  );
   engine.leakWatch = {
     made: (t: Tensor) => leaks.register(t, t.describe(), t),
     freed: (t: Tensor) => leaks.unregister(t),

@@ -18,10 +18,19 @@ export function memory(engine: Engine, count = 10): MemoryView {
     largest,
     toString: () => {
       const owners = Object.entries(report.byOwner).sort((a, b) => b[1] - a[1]);
-      const totals = [...owners, ["live", report.live], ["pooled", report.pooled], ["peak", report.peak]] as [string, number][];
+      const totals = [...owners, ["live", report.live], ["pooled", report.pooled], ["peak", report.peak]] as [
+        string,
+        number,
+      ][];
       return [
-        table(["owner", "bytes", ""], totals.map(([o, n]) => [o, `${n}`, megabytes(n)])),
-        table(["largest", "owner", "bytes"], largest.map((l) => [l.what, l.owner, `${l.bytes}`])),
+        table(
+          ["owner", "bytes", ""],
+          totals.map(([o, n]) => [o, `${n}`, megabytes(n)]),
+        ),
+        table(
+          ["largest", "owner", "bytes"],
+          largest.map((l) => [l.what, l.owner, `${l.bytes}`]),
+        ),
       ].join("\n\n");
     },
   };

@@ -1,6 +1,6 @@
+import { show } from "../shape.js";
 import type { Entry } from "../tape.js";
 import type { Tensor } from "../tensor.js";
-import { show } from "../shape.js";
 import { table } from "./table.js";
 
 /** What `backward()` of a tensor would walk. */
@@ -30,8 +30,12 @@ export function tape(loss: Tensor): TapeReport {
       `${table(
         ["#", "op", "inputs (* wants a gradient)", "outputs", "saved bytes", "module"],
         entries.map((e, i) => [
-          `${i}`, e.op, e.inputs.map((x) => `${x.name}${show(x.shape)}${x.needs ? "*" : ""}`).join(" "),
-          e.outputs.map((o) => show(o.shape)).join(" "), `${e.savedBytes}`, e.module,
+          `${i}`,
+          e.op,
+          e.inputs.map((x) => `${x.name}${show(x.shape)}${x.needs ? "*" : ""}`).join(" "),
+          e.outputs.map((o) => show(o.shape)).join(" "),
+          `${e.savedBytes}`,
+          e.module,
         ]),
       )}\n${entries.length} ops, ${savedBytes} bytes saved`,
   };

@@ -34,7 +34,8 @@ export interface Trace<T> {
 const SET = 4096;
 
 /** A tensor that repeats values through strides takes no more than its buffer. */
-const bytesBound = ({ bound, tensors }: Launch): number => bound.reduce((n, b, i) => n + Math.min(b.size, tensors[i].bytes), 0);
+const bytesBound = ({ bound, tensors }: Launch): number =>
+  bound.reduce((n, b, i) => n + Math.min(b.size, tensors[i].bytes), 0);
 
 const speed = (bytes: number, us: number | undefined) => (us ? bytes / us / 1e3 : undefined);
 
@@ -43,16 +44,31 @@ const speed = (bytes: number, us: number | undefined) => (us ? bytes / us / 1e3 
  * time are compiled meanwhile: call `f` once before. Numbers are the same with and without a trace.
  * @param options.ceilings from `inspect.ceilings`: shows each launch's share of the measured copy speed
  */
-export async function trace<T>(engine: Engine, f: () => T | Promise<T>, options: { ceilings?: Ceilings } = {}): Promise<Trace<T>> {
+export async function trace<T>(
+  engine: Engine,
+  f: () => T | Promise<T>,
+  options: { ceilings?: Ceilings } = {},
+): Promise<Trace<T>> {
   const launches: TracedLaunch[] = [];
   const timed = engine.has("timestamp-query");
   const sets: GPUQuerySet[] = [];
   const observe = (launch: Launch) => {
     const at = 2 * launches.length;
-    launches.push({ kernel: `${launch.kernel.name}.${launch.kernel.entry}`, workgroups: launch.groups, module: launch.label, bytes: bytesBound(launch) });
+    launches.push({
+      kernel: `${launch.kernel.name}.${launch.kernel.entry}`,
+      workgroups: launch.groups,
+      module: launch.label,
+      bytes: bytesBound(launch),
+    });
     if (!timed) return {};
     if (at % SET === 0) sets.push(engine.device.createQuerySet({ type: "timestamp", count: SET }));
-    return { timestamps: { querySet: sets[sets.length - 1], beginningOfPassWriteIndex: at % SET, endOfPassWriteIndex: (at + 1) % SET } };
+    return {
+      timestamps: {
+        querySet: sets[sets.length - 1],
+        beginningOfPassWriteIndex: at % SET,
+        endOfPassWriteIndex: (at + 1) % SET,
+      },
+    };
   };
   engine.queue.observers.add(observe);
   let result: T;
@@ -63,9 +79,14 @@ export async function trace<T>(engine: Engine, f: () => T | Promise<T>, options:
   }
   for (const [s, querySet] of sets.entries()) {
     const count = Math.min(SET, 2 * launches.length - s * SET);
-    const buffer = engine.device.createBuffer({ size: 8 * count, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
+    const buffer = engine.device.createBuffer({
+      size: 8 * count,
+      usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
+    });
     engine.queue.encode((e) => e.resolveQuerySet(querySet, 0, count, buffer, 0), []);
-    const bytes = await engine.queue.read({ buffer, id: -1, offset: 0, size: 8 * count }, 8 * count, (p) => platform.wait(p));
+    const bytes = await engine.queue.read({ buffer, id: -1, offset: 0, size: 8 * count }, 8 * count, (p) =>
+      platform.wait(p),
+    );
     const times = new BigUint64Array(bytes, 0, count);
     for (let i = 0; i < count; i += 2) {
       const launch = launches[(s * SET + i) / 2];
@@ -85,18 +106,37 @@ export async function trace<T>(engine: Engine, f: () => T | Promise<T>, options:
   }).sort((a, b) => (b.us ?? b.bytes) - (a.us ?? a.bytes));
   const us = total(launches);
   const ceiling = options.ceilings?.copyVec4;
-  const share = (gbs: number | undefined) => (ceiling && gbs !== undefined ? `${((100 * gbs) / ceiling).toFixed(0)}%` : "-");
+  const share = (gbs: number | undefined) =>
+    ceiling && gbs !== undefined ? `${((100 * gbs) / ceiling).toFixed(0)}%` : "-";
   return {
-    result, launches, us, kernels,
+    result,
+    launches,
+    us,
+    kernels,
     toString: () =>
       [
         table(
           ["#", "kernel", "workgroups", "µs", "bytes", "GB/s", "of copy", "module"],
-          launches.map((l, i) => [`${i}`, l.kernel, l.workgroups.join(" x "), digits(l.us), `${l.bytes}`, digits(l.gbs), share(l.gbs), l.module]),
+          launches.map((l, i) => [
+            `${i}`,
+            l.kernel,
+            l.workgroups.join(" x "),
+            digits(l.us),
+            `${l.bytes}`,
+            digits(l.gbs),
+            share(l.gbs),
+            l.module,
+          ]),
         ),
         table(
           ["kernel", "launches", "µs", "share", "GB/s"],
-          kernels.map((k) => [k.kernel, `${k.count}`, digits(k.us), us ? `${((100 * k.us!) / us).toFixed(0)}%` : "-", digits(k.gbs)]),
+          kernels.map((k) => [
+            k.kernel,
+            `${k.count}`,
+            digits(k.us),
+            us ? `${((100 * k.us!) / us).toFixed(0)}%` : "-",
+            digits(k.gbs),
+          ]),
         ),
         `${launches.length} launches, ${us === undefined ? "not timed: the adapter has no timestamp-query" : `${digits(us / 1e3)} ms on ${engine.info.name}`}`,
       ].join("\n\n"),

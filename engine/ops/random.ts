@@ -24,7 +24,9 @@ const groups = (n: number): number => Math.ceil(n / 256);
 
 function needKey(subject: string, key: Key): void {
   if (!(key instanceof Key))
-    throw new EspalierError(`${subject}: needs a key: got ${key === undefined ? "nothing" : typeof key}; take engine.key() or Key.from(seed), and split it.`);
+    throw new EspalierError(
+      `${subject}: needs a key: got ${key === undefined ? "nothing" : typeof key}; take engine.key() or Key.from(seed), and split it.`,
+    );
 }
 
 /** Defines an op that draws a tensor: it has no input, so its attributes name the engine. */
@@ -38,7 +40,12 @@ function source4(name: string, doc: string, entry: string, out: string) {
     forward: (c) => {
       const n = sizeOf(c.attrs.shape);
       const settings: Settings = out === "y" ? { T: c.attrs.dtype } : {};
-      c.engine.launch(kernel("random", source, entry, settings), { [out]: c.out }, { n, key: c.attrs.key.words, ...c.attrs.params }, groups(n));
+      c.engine.launch(
+        kernel("random", source, entry, settings),
+        { [out]: c.out },
+        { n, key: c.attrs.key.words, ...c.attrs.params },
+        groups(n),
+      );
     },
   });
   return (engine: Engine, key: Key, shape: Shape, dtype: DType, params: Params): Tensor => {
@@ -56,7 +63,8 @@ const drawWhole = source4("randint", "y ~ whole numbers of [low, high)", "draw_w
 function needReal(subject: string, values: Record<string, number>, dtype: DType): void {
   for (const [name, value] of Object.entries(values))
     if (!Number.isFinite(value)) throw new EspalierError(`${subject}: ${name} must be a finite number: got ${value}.`);
-  if (!isFloat(dtype)) throw new DTypeError(`${subject}: draws f32 or f16: got ${dtype}; draw f32 and convert it with to("${dtype}").`);
+  if (!isFloat(dtype))
+    throw new DTypeError(`${subject}: draws f32 or f16: got ${dtype}; draw f32 and convert it with to("${dtype}").`);
 }
 
 /** u32 [shape]: the words of Philox 4x32-10 under the key, in order. */
@@ -65,7 +73,12 @@ export function randomBits(engine: Engine, key: Key, shape: Shape): Tensor {
 }
 
 /** Numbers spread evenly over [low, high), default [0, 1), in steps of (high - low) / 2^24. */
-export function uniform(engine: Engine, key: Key, shape: Shape, options: { low?: number; high?: number; dtype?: DType } = {}): Tensor {
+export function uniform(
+  engine: Engine,
+  key: Key,
+  shape: Shape,
+  options: { low?: number; high?: number; dtype?: DType } = {},
+): Tensor {
   checkOptions("uniform", options, ["low", "high", "dtype"]);
   const { low = 0, high = 1, dtype = "f32" } = options;
   needReal("uniform", { low, high }, dtype);
@@ -74,7 +87,12 @@ export function uniform(engine: Engine, key: Key, shape: Shape, options: { low?:
 }
 
 /** Numbers of the normal distribution, default mean 0 and standard deviation 1; none lies further than 6.7 std away. */
-export function normal(engine: Engine, key: Key, shape: Shape, options: { mean?: number; std?: number; dtype?: DType } = {}): Tensor {
+export function normal(
+  engine: Engine,
+  key: Key,
+  shape: Shape,
+  options: { mean?: number; std?: number; dtype?: DType } = {},
+): Tensor {
   checkOptions("normal", options, ["mean", "std", "dtype"]);
   const { mean = 0, std = 1, dtype = "f32" } = options;
   needReal("normal", { mean, std }, dtype);
@@ -84,10 +102,14 @@ export function normal(engine: Engine, key: Key, shape: Shape, options: { mean?:
 
 /** i32 [shape]: whole numbers of [low, high), each as likely as the others within (high - low) / 2^32. */
 export function randint(engine: Engine, key: Key, shape: Shape, low: number, high: number): Tensor {
-  for (const [name, value, limit] of [["low", low, 2 ** 31 - 1], ["high", high, 2 ** 31]] as const)
+  for (const [name, value, limit] of [
+    ["low", low, 2 ** 31 - 1],
+    ["high", high, 2 ** 31],
+  ] as const)
     if (!Number.isInteger(value) || value < -(2 ** 31) || value > limit)
       throw new EspalierError(`randint: ${name} must be a whole number of 32 bits: got ${value}.`);
-  if (low >= high || high - low >= 2 ** 32) throw new EspalierError(`randint: [${low}, ${high}) must hold 1 to 2^32 - 1 whole numbers.`);
+  if (low >= high || high - low >= 2 ** 32)
+    throw new EspalierError(`randint: [${low}, ${high}) must hold 1 to 2^32 - 1 whole numbers.`);
   return drawWhole(engine, key, shape, "i32", { first: low, range: high - low });
 }
 
@@ -100,7 +122,12 @@ interface Dropout {
 function launchDropout(from: Tensor, to: Tensor, { p, key }: Dropout): void {
   const threshold = Math.min(2 ** 32 - 1, Math.round(p * 2 ** 32));
   const scale = p < 1 ? 1 / (1 - p) : 0;
-  from.engine.launch(kernel("random", source, "dropout", { T: from.dtype }), { x: from, y: to }, { n: from.size, key: key.words, threshold, scale }, groups(from.size));
+  from.engine.launch(
+    kernel("random", source, "dropout", { T: from.dtype }),
+    { x: from, y: to },
+    { n: from.size, key: key.words, threshold, scale },
+    groups(from.size),
+  );
 }
 
 const dropoutRun = op<"x", Dropout>({

@@ -25,16 +25,35 @@ export interface AdamWStep {
 /** One launch of AdamW over flat f32 buffers; `norm` holds the gradient's norm, on the GPU. */
 export function launchAdamW(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, norm: Tensor, s: AdamWStep): void {
   const [beta1, beta2] = s.betas;
-  param.engine.launch(kernel("update", source, "adamw"), { norm, grad, m, v, param }, {
-    first: s.first, count: s.count, beta1, beta2, rest1: 1 - beta1, rest2: 1 - beta2,
-    decay: 1 - s.lr * s.weightDecay, rate: s.lr / (1 - beta1 ** s.t), root: 1 / Math.sqrt(1 - beta2 ** s.t), eps: s.eps, clip: s.clip,
-  }, groups(s.count));
+  param.engine.launch(
+    kernel("update", source, "adamw"),
+    { norm, grad, m, v, param },
+    {
+      first: s.first,
+      count: s.count,
+      beta1,
+      beta2,
+      rest1: 1 - beta1,
+      rest2: 1 - beta2,
+      decay: 1 - s.lr * s.weightDecay,
+      rate: s.lr / (1 - beta1 ** s.t),
+      root: 1 / Math.sqrt(1 - beta2 ** s.t),
+      eps: s.eps,
+      clip: s.clip,
+    },
+    groups(s.count),
+  );
 }
 
 /** shadow = decay · shadow + (1 - decay) · param over flat f32 buffers. */
 export function launchEma(shadow: Tensor, param: Tensor, decay: number): void {
   const count = Math.ceil(shadow.size / 4);
-  shadow.engine.launch(kernel("update", source, "ema"), { source: param, shadow }, { count, decay, rest: 1 - decay }, groups(count));
+  shadow.engine.launch(
+    kernel("update", source, "ema"),
+    { source: param, shadow },
+    { count, decay, rest: 1 - decay },
+    groups(count),
+  );
 }
 
 /**
@@ -42,7 +61,8 @@ export function launchEma(shadow: Tensor, param: Tensor, decay: number): void {
  * belong to nobody in a flat buffer, become zero.
  */
 export function addTo(y: Tensor, x: Tensor, fresh = false): void {
-  if (!sameShape(y.shape, x.shape)) throw new ShapeError(`addTo: shapes differ: ${show(y.shape)} and ${show(x.shape)}; they must be equal.`);
+  if (!sameShape(y.shape, x.shape))
+    throw new ShapeError(`addTo: shapes differ: ${show(y.shape)} and ${show(x.shape)}; they must be equal.`);
   const { engine } = y;
   const dense = engine.noGrad(() => (x.storage === y.storage ? engine.copy(x) : engine.dense(x)));
   const dtype = sameDType("addTo", y, x);
@@ -68,19 +88,26 @@ export function globalNorm(tensors: readonly Tensor[]): Tensor {
     t.check("globalNorm");
     needFloat("globalNorm", t);
   }
-  return engine.noGrad(() => engine.atomically(() => {
-    const result = engine.empty([], "f32", "globalNorm");
-    const n = tensors.reduce((total, t) => total + partialsOf(t), 0);
-    const partial = engine.empty([n], "f32", "globalNorm");
-    let base = 0;
-    for (const t of tensors) {
-      const x = engine.dense(t);
-      const lanes = partialsOf(x);
-      // An empty tensor has no memory worth reading, yet its partial sum must be zero: n = 0 sums nothing.
-      engine.launch(kernel("update", source, "squares", { T: x.dtype }), { x, partial }, { n: x.size, base, lanes }, groups(lanes));
-      base += lanes;
-    }
-    engine.launch(kernel("update", source, "root"), { partials: partial, result }, { n }, 1);
-    return result;
-  }));
+  return engine.noGrad(() =>
+    engine.atomically(() => {
+      const result = engine.empty([], "f32", "globalNorm");
+      const n = tensors.reduce((total, t) => total + partialsOf(t), 0);
+      const partial = engine.empty([n], "f32", "globalNorm");
+      let base = 0;
+      for (const t of tensors) {
+        const x = engine.dense(t);
+        const lanes = partialsOf(x);
+        // An empty tensor has no memory worth reading, yet its partial sum must be zero: n = 0 sums nothing.
+        engine.launch(
+          kernel("update", source, "squares", { T: x.dtype }),
+          { x, partial },
+          { n: x.size, base, lanes },
+          groups(lanes),
+        );
+        base += lanes;
+      }
+      engine.launch(kernel("update", source, "root"), { partials: partial, result }, { n }, 1);
+      return result;
+    }),
+  );
 }

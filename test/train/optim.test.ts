@@ -57,7 +57,9 @@ test("steps equal a float64 AdamW; clipping, changing rates, a parameter without
     optimizer.zeroGrad();
   }
   for (const [n, x] of Object.entries(await values(params)))
-    x.forEach((p, i) => assert.ok(Math.abs(p - want[n][i]) < 2e-6, `${n}[${i}]: ${p}, expected ${want[n][i]}`));
+    x.forEach((p, i) => {
+      assert.ok(Math.abs(p - want[n][i]) < 2e-6, `${n}[${i}]: ${p}, expected ${want[n][i]}`);
+    });
   optimizer.dispose();
   free(params);
 });
@@ -109,7 +111,9 @@ test("a minimum is found", async () => {
       optimizer.step({ lr: 0.1 * (1 - i / 300) });
       optimizer.zeroGrad();
     });
-  (await x.data()).forEach((v, i) => assert.ok(Math.abs(v - (i + 1)) < 1e-3));
+  (await x.data()).forEach((v, i) => {
+    assert.ok(Math.abs(v - (i + 1)) < 1e-3);
+  });
   optimizer.dispose();
 });
 
@@ -177,12 +181,14 @@ test("state: a loaded optimizer and average go on bit for bit", async () => {
 test("state: what does not fit is refused before anything changes", async () => {
   const x = engine.tensor([1, 2]).setRequiresGrad();
   const optimizer = new AdamW({ x });
-  await optimizer
-    .load(0, { "exp_avg.x": { shape: [2], data: [1, 1] } })
-    .then(() => assert.unreachable(), (e) => assert.match(e.message, /missing: exp_avg_sq\.x/));
-  await optimizer
-    .load(-1, {})
-    .then(() => assert.unreachable(), (e) => assert.match(e.message, /adamw\.load: steps must be a whole number/));
+  await optimizer.load(0, { "exp_avg.x": { shape: [2], data: [1, 1] } }).then(
+    () => assert.unreachable(),
+    (e) => assert.match(e.message, /missing: exp_avg_sq\.x/),
+  );
+  await optimizer.load(-1, {}).then(
+    () => assert.unreachable(),
+    (e) => assert.match(e.message, /adamw\.load: steps must be a whole number/),
+  );
   assert.equal([...(await optimizer.state().tensors["exp_avg.x"].data())], [0, 0]);
   optimizer.dispose();
 });
@@ -215,7 +221,12 @@ test("EMA: warm-up, exact start, swapping in and out", async () => {
   });
   assert.ok(Math.abs(y[0] - want) < 1e-5);
   assert.equal([...(await x.data())], [0, 0]);
-  await ema.use(() => Promise.reject(new Error("stopped"))).then(() => assert.unreachable(), () => undefined);
+  await ema
+    .use(() => Promise.reject(new Error("stopped")))
+    .then(
+      () => assert.unreachable(),
+      () => undefined,
+    );
   assert.is(ema.swapped, false);
   assert.equal([...(await x.data())], [0, 0]);
   optimizer.step();
