@@ -62,6 +62,8 @@ export class StateError extends EspalierError {
 
 /** A multiple of every buffer alignment in use, and small beside the memory of any host. */
 const CHUNK = 4 << 20;
+/** Elements of a chunk of host numbers. */
+const STEP = CHUNK / 4;
 /** Uploaded bytes that may wait in the driver's staging memory. */
 const IN_FLIGHT = 64 << 20;
 
@@ -127,9 +129,22 @@ function convert(bytes: Uint8Array, from: SafetensorsDtype, to: DType): Uint8Arr
   return encode(to === "f32" || to === "f16" ? decodeFloat32(bytes, from) : decodeInt32(bytes, from), to);
 }
 
-function write(engine: Engine, t: Tensor, at: number, length: number, bytes: Uint8Array): void {
+/** Writes bytes of a file's dtype over part of `t`. */
+function write(
+  engine: Engine,
+  t: Tensor,
+  at: number,
+  length: number,
+  bytes: Uint8Array,
+  dtype: SafetensorsDtype,
+): void {
   const part = piece(t, at, length);
-  engine.write(part, bytes);
+  if (t.dtype === "f16" && dtype !== "F16") {
+    // Rounding to halves number by number would take the host minutes for a large model.
+    const wide = engine.tensor(decodeFloat32(bytes, dtype), [length]);
+    overwrite(part, wide);
+    wide.dispose();
+  } else engine.write(part, convert(bytes, dtype, t.dtype));
   part.dispose();
 }
 
@@ -162,7 +177,7 @@ export async function loadTensors(
       const { dtype } = source.info(prefix + name);
       const width = DTYPE_BYTES[dtype];
       for await (const { offset, data } of source.readInto(prefix + name, CHUNK)) {
-        write(engine, t, offset / width, data.length / width, convert(data, dtype, t.dtype));
+        write(engine, t, offset / width, data.length / width, data, dtype);
         waiting += data.length;
         // Without a wait the driver would hold a staging copy of every chunk at once.
         if (waiting >= IN_FLIGHT) {
@@ -173,7 +188,16 @@ export async function loadTensors(
     } else {
       const from = source[prefix + name];
       if (from instanceof Tensor) overwrite(t, from);
-      else write(engine, t, 0, t.size, encode(from.data, t.dtype));
+      else {
+        const values = ArrayBuffer.isView(from.data) ? from.data : Float64Array.from(from.data);
+        if (values.length !== t.size)
+          throw new EspalierError(`loadStateDict: "${name}" has ${values.length} numbers for [${t.shape.join(", ")}].`);
+        for (let at = 0; at < t.size; at += STEP) {
+          const part = piece(t, at, Math.min(STEP, t.size - at));
+          engine.write(part, encode(values.subarray(at, at + part.size), t.dtype));
+          part.dispose();
+        }
+      }
     }
     done += t.bytes;
     onProgress?.(done, total);
