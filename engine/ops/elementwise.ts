@@ -1,7 +1,7 @@
 import source from "../../shaders/elementwise.wgsl";
 import { checkDType, computeType, type DType, encode, isFloat } from "../dtype.js";
 import { DTypeError, EspalierError, ShapeError } from "../errors.js";
-import { kernel } from "../kernel.js";
+import { type Kernel, kernel } from "../kernel.js";
 import { type Call, op, sameDType } from "../op.js";
 import { broadcast, collapse, expandStrides, show } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
@@ -9,10 +9,53 @@ import { binaryTable, type Row, ternaryTable, unaryTable } from "./formulas.js";
 
 const WG = 64;
 
+const NO_CONSTANTS: readonly number[] = [0, 0, 0, 0];
+
 /** Bits of a formula's constants in the type it computes with. */
-function constants(values: readonly number[], dtype: DType): number[] {
+function constants(values: readonly number[], dtype: DType): readonly number[] {
+  if (values.length === 0) return NO_CONSTANTS;
   const bytes = encode([...values, 0, 0, 0, 0].slice(0, 4), computeType(dtype));
   return Array.from(new Uint32Array(bytes.slice().buffer, 0, 4));
+}
+
+const LETTERS = ["A", "B", "C", "D"];
+const kernels = new Map<string, Kernel>();
+
+/** The kernel of an expression over operands of given types; found by a short key, since every launch asks for it. */
+function kernelOf(
+  entry: string,
+  tail: number,
+  result: DType,
+  expression: string,
+  names: readonly string[],
+  operands: readonly Tensor[],
+): Kernel {
+  let key = `${entry}${tail}${result}${expression}`;
+  for (let i = 0; i < operands.length; i++) key += `|${names[i]}${operands[i].dtype}`;
+  const known = kernels.get(key);
+  if (known) return known;
+  const settings: Record<string, string | number> = {
+    OPERANDS: operands.length,
+    TAIL: tail,
+    WG,
+    TY: result,
+    CY: computeType(result),
+  };
+  LETTERS.forEach((l, i) => {
+    // Unused operands share a's buffer, so they must share its type.
+    const { dtype } = operands[i < operands.length ? i : 0];
+    settings[`T${l}`] = dtype;
+    settings[`C${l}`] = computeType(dtype);
+  });
+  if (settings.CA !== "f32") settings.unordered = "return false;";
+  const variables = names.map((name, i) => `let ${name} = v${LETTERS[i].toLowerCase()}; `).join("");
+  const constantsUsed = ["x", "y", "z", "w"]
+    .map((c, i) => (expression.includes(`K${i}`) ? `let K${i} = bitcast<${settings.CA}>(p.k.${c}); ` : ""))
+    .join("");
+  settings.f = `${variables}${constantsUsed}return ${expression};`;
+  const made = kernel("elementwise", source, entry, settings);
+  kernels.set(key, made);
+  return made;
 }
 
 /**
@@ -51,30 +94,9 @@ export function launchElementwise(
       (s, k) => s[7] === 0 || (s[7] === 1 && s.slice(0, 7).every((v) => v % 4 === 0) && offsets[k] % 4 === 0),
     );
   const entry = isFlat ? "flat" : isRows ? "rows" : walk.shape.length <= 4 ? "general" : "deep";
-  const letters = ["A", "B", "C", "D"];
-  const settings: Record<string, string | number> = {
-    OPERANDS: operands.length,
-    TAIL: n % 4 ? 1 : 0,
-    WG,
-    TY: y.dtype,
-    CY: computeType(y.dtype),
-  };
-  letters.forEach((l, i) => {
-    const { dtype } = operands[Math.min(i, operands.length - 1)];
-    // Unused operands share a's buffer, so they must share its type.
-    const own = i < operands.length ? dtype : operands[0].dtype;
-    settings[`T${l}`] = own;
-    settings[`C${l}`] = computeType(own);
-  });
-  if (settings.CA !== "f32") settings.unordered = "return false;";
-  const variables = names.map((name, i) => `let ${name} = v${letters[i].toLowerCase()}; `).join("");
-  const kType = computeType(operands[0].dtype);
-  const ks = ["x", "y", "z", "w"]
-    .map((c, i) => (expression.includes(`K${i}`) ? `let K${i} = bitcast<${kType}>(p.k.${c}); ` : ""))
-    .join("");
-  settings.f = `${variables}${ks}return ${expression};`;
+  const tail = n % 4 ? 1 : 0;
   const none = pad<number>([], 0);
-  const k = kernel("elementwise", source, entry, settings);
+  const k = kernelOf(entry, tail, y.dtype, expression, names, operands);
   const at = (i: number) => operands[i < operands.length ? i : 0];
   const four = entry === "flat" || entry === "rows" ? "4" : "";
   const buffers = {
