@@ -1,8 +1,10 @@
+export * from "./attention.js";
 export * from "./elementwise.js";
-export * from "./matmul.js";
 export * from "./join.js";
+export * from "./matmul.js";
 export * from "./random.js";
 export * from "./reduce.js";
 export * from "./slice.js";
-export * from "./view.js";
+export { logSoftmax, maskedSoftmax, softmax } from "./softmax.js";
 export { globalNorm } from "./update.js";
+export * from "./view.js";
