@@ -3,6 +3,7 @@ import type { OpTest } from "./case.js";
 import { test as elementwise } from "./elementwise.js";
 import { test as matmul } from "./matmul.js";
 import { test as join } from "./join.js";
+import { test as norm } from "./norm.js";
 import { test as random } from "./random.js";
 import { test as reduce } from "./reduce.js";
 import { test as slice } from "./slice.js";
@@ -10,4 +11,4 @@ import { test as softmax } from "./softmax.js";
 import { test as view } from "./view.js";
 
 /** One entry per stem: the registry loop runs them in Node and in the browser. */
-export const opTests: Record<string, OpTest> = { attention, elementwise, join, matmul, random, reduce, slice, softmax, view };
+export const opTests: Record<string, OpTest> = { attention, elementwise, join, matmul, norm, random, reduce, slice, softmax, view };
