@@ -16,7 +16,7 @@ import { Memory, type MemoryReport, megabytes, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
 import { addTo } from "./ops/update.js";
-import { type Bound, Queue } from "./queue.js";
+import { type Bound, type Limits, Queue } from "./queue.js";
 import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
 import { Tape } from "./tape.js";
@@ -65,7 +65,7 @@ export class Engine {
     budget: number,
     private readonly platform: { wait<T>(p: Promise<T>): Promise<T>; release(): void },
   ) {
-    this.memoryPool = new Memory(device, budget);
+    this.memoryPool = new Memory(device, budget, device.limits.maxBufferSize);
     this.queue = new Queue(device, this.memoryPool);
     device.lost.then((why) => {
       if (!this.destroyed)
@@ -86,14 +86,14 @@ export class Engine {
   get kind(): DeviceInfo["kind"] {
     return this.info.kind;
   }
-  get limits(): GPUSupportedLimits {
-    return this.device.limits;
+  get limits(): Limits {
+    return this.queue.limits;
   }
   has(feature: string): boolean {
-    return this.device.features.has(feature);
+    return this.queue.features.has(feature);
   }
   get bindingAlignment(): number {
-    return this.device.limits.minStorageBufferOffsetAlignment;
+    return this.queue.limits.minStorageBufferOffsetAlignment;
   }
 
   /** The key of the engine's seed: split it for everything that draws. */
@@ -272,9 +272,9 @@ export class Engine {
       offset = t.offset * bytesOf(t.dtype);
       size = Math.min(storage.bytes - offset, Math.max(16, Math.ceil(t.bytes / 16) * 16));
     }
-    if (size > this.device.limits.maxStorageBufferBindingSize)
+    if (size > this.queue.limits.maxStorageBufferBindingSize)
       throw new OutOfMemoryError(
-        `${user}: a tensor of ${megabytes(size)} is larger than this adapter binds at once (${megabytes(this.device.limits.maxStorageBufferBindingSize)}); split it along its first axis.`,
+        `${user}: a tensor of ${megabytes(size)} is larger than this adapter binds at once (${megabytes(this.queue.limits.maxStorageBufferBindingSize)}); split it along its first axis.`,
       );
     return { buffer: storage.buffer, id: storage.id, offset, size };
   }
@@ -317,7 +317,7 @@ export class Engine {
   }
 
   private fold(count: number): [number, number, number] {
-    const most = this.device.limits.maxComputeWorkgroupsPerDimension;
+    const most = this.queue.limits.maxComputeWorkgroupsPerDimension;
     if (count <= most) return [count, 1, 1];
     const x = Math.ceil(Math.sqrt(count));
     return [x, Math.ceil(count / x), 1];

@@ -57,14 +57,15 @@ export class Memory {
   constructor(
     private readonly device: GPUDevice,
     readonly budget: number,
+    private readonly maxBufferSize: number,
   ) {}
 
   /** A buffer of at least `bytes` bytes; its content is undefined. */
   take(bytes: number, owner: Owner, what: string): Storage {
     const size = sizeClass(bytes);
-    if (size > this.device.limits.maxBufferSize)
+    if (size > this.maxBufferSize)
       throw new OutOfMemoryError(
-        `memory: one buffer cannot be that large: ${what} needs ${megabytes(bytes)}, this adapter allows ${megabytes(this.device.limits.maxBufferSize)}; use smaller batches, frames or layers.`,
+        `memory: one buffer cannot be that large: ${what} needs ${megabytes(bytes)}, this adapter allows ${megabytes(this.maxBufferSize)}; use smaller batches, frames or layers.`,
       );
     const list = this.free.get(size);
     let storage = list?.pop();

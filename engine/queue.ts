@@ -25,6 +25,19 @@ export interface Launch {
 /** Receives each launch; `timestamps`, when given, make it run in a pass of its own that is timed on the GPU. */
 export type Observer = (launch: Launch) => { timestamps?: GPUComputePassTimestampWrites } | undefined;
 
+/** The device's limits as plain numbers: reading them from the device costs a call into it each time. */
+export type Limits = Readonly<Record<(typeof LIMITS)[number], number>>;
+const LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxStorageBuffersPerShaderStage",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupsPerDimension",
+  "minStorageBufferOffsetAlignment",
+  "minUniformBufferOffsetAlignment",
+] as const;
+
 interface Compiled {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
@@ -41,6 +54,9 @@ const BATCH = 128;
 export class Queue {
   private encoder: GPUCommandEncoder | undefined;
   private pass: GPUComputePassEncoder | undefined;
+  /** The pipeline that the open pass has, so that a run of one kernel sets it once. */
+  private pipeline: GPUComputePipeline | undefined;
+  private readonly offsets = new Uint32Array(1);
   private readonly arena: GPUBuffer;
   private readonly arenaBytes = new Uint8Array(ARENA);
   private readonly arenaView = new DataView(this.arenaBytes.buffer);
@@ -51,6 +67,8 @@ export class Queue {
   private readonly bindGroups = new Map<string, GPUBindGroup>();
   private readonly keysOfBuffer = new Map<number, string[]>();
   private readonly staging = new Map<number, GPUBuffer[]>();
+  readonly limits: Limits;
+  readonly features: ReadonlySet<string>;
   readonly counts = { launches: 0, submits: 0, bindGroups: 0, pipelines: 0 };
   /** Traces and debug output; usually none. */
   readonly observers = new Set<Observer>();
@@ -61,6 +79,8 @@ export class Queue {
     readonly device: GPUDevice,
     memory: Memory,
   ) {
+    this.limits = Object.fromEntries(LIMITS.map((name) => [name, device.limits[name]])) as Limits;
+    this.features = new Set(device.features);
     this.arena = device.createBuffer({ size: ARENA, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
     memory.onDestroy = (id) => this.forget(id);
     memory.beforeTrim = () => this.submit();
@@ -125,7 +145,7 @@ export class Queue {
     const { kernel: k, bound, params, groups } = launch;
     let timestamps: GPUComputePassTimestampWrites | undefined;
     for (const observe of this.observers) timestamps = observe(launch)?.timestamps ?? timestamps;
-    const align = this.device.limits.minUniformBufferOffsetAlignment;
+    const align = this.limits.minUniformBufferOffsetAlignment;
     if (this.arenaUsed + k.uniformBytes > ARENA || this.pending >= BATCH) this.submit();
     const offset = this.arenaUsed;
     pack(k, params, this.arenaView, offset);
@@ -136,8 +156,12 @@ export class Queue {
     if (timestamps) this.endPass();
     this.encoder ??= this.device.createCommandEncoder();
     this.pass ??= this.encoder.beginComputePass(timestamps ? { timestampWrites: timestamps } : undefined);
-    this.pass.setPipeline(c.pipeline);
-    this.pass.setBindGroup(0, group, k.uniformBytes ? [offset] : []);
+    if (this.pipeline !== c.pipeline) this.pass.setPipeline(c.pipeline);
+    this.pipeline = c.pipeline;
+    if (k.uniformBytes) {
+      this.offsets[0] = offset;
+      this.pass.setBindGroup(0, group, this.offsets, 0, 1);
+    } else this.pass.setBindGroup(0, group);
     this.pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
     if (timestamps) this.endPass();
     this.pending++;
@@ -147,6 +171,7 @@ export class Queue {
   private endPass(): void {
     this.pass?.end();
     this.pass = undefined;
+    this.pipeline = undefined;
   }
 
   /** Records work on the encoder outside a compute pass; `ids` are the buffers that it reads or writes. */
