@@ -20,6 +20,9 @@ export interface Entry {
   release(): void;
 }
 
+/** Bytes of a gradient that may be held beside its place in an optimizer's buffer. */
+const SMALL = 1 << 20;
+
 /** A flat list of entries in the order in which ops ran; `backward` walks it in reverse. */
 export class Tape {
   entries: Entry[] = [];
@@ -164,7 +167,13 @@ export class Tape {
     const { engine } = this;
     const old = leaf.grad;
     const place = leaf.gradPlace;
-    if (place && (!old || (old.storage === place.storage && old.offset === place.offset))) {
+    // A small first gradient stays where it is: an optimizer gathers all of those by one batch of copies, without launches.
+    if (place && (old || place.bytes > SMALL)) {
+      if (old && old.storage !== place.storage) {
+        engine.addTo(place, old, true);
+        old.dispose();
+        leaf.grad = undefined;
+      }
       engine.addTo(place, g, !old);
       g.dispose();
       leaf.grad ??= place.view(place.shape, place.strides, place.offset, "backward").keep();

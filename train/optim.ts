@@ -146,8 +146,16 @@ export class AdamW {
     const has = this.list.map(({ tensor }, i) => {
       const { grad, gradPlace: place } = tensor;
       if (grad && place) {
-        if (grad.storage !== place.storage || grad.offset !== place.offset) this.engine.addTo(place, grad, true);
         found++;
+        if (grad.storage === place.storage && grad.offset === place.offset) return true;
+        if (!grad.isContiguous) this.engine.addTo(place, grad, true);
+        else if (grad.size) {
+          const [from, to, bytes] = [grad.storage, place.storage, 4 * grad.size];
+          queue.encode(
+            (e) => e.copyBufferToBuffer(from.buffer, 4 * grad.offset, to.buffer, 4 * place.offset, bytes),
+            [from.id, to.id],
+          );
+        }
         return true;
       }
       const { chunk, offset, size } = this.gradients.slots[i];
