@@ -1,6 +1,7 @@
 export * from "./attention.js";
 export * from "./elementwise.js";
 export * from "./join.js";
+export * from "./loss.js";
 export * from "./matmul.js";
 export { groupNorm, layerNorm, type NormOptions, rmsNorm } from "./norm.js";
 export * from "./random.js";

@@ -83,47 +83,45 @@ function launchForward(
   eps: number,
   { variant, split }: NormWay,
 ): void {
-  const { engine } = x;
   const { rows, n } = layout;
   const launch = launcher(x, layout, setting);
   const [weight, bias] = [setting.weight ?? x, setting.bias ?? x];
-  if (variant === "rows") return launch("rows", { x4: x, weight, bias, y4: y, stats }, rows, { eps });
-  if (variant === "group") return launch("group", { x, weight, bias, y, stats }, rows, { eps });
-  const shares = engine.empty([rows, split, 2], "f32", "norm");
-  const four = n % 4 === 0;
-  launch(four ? "moments4" : "moments", { [four ? "x4" : "x"]: x, shares }, rows * split, { split });
-  launch("settle", { x, stats, gathered: shares }, rows, { split, eps });
-  launch(
-    four ? "apply4" : "apply",
-    four ? { x4: x, weight, bias, y4: y, known: stats } : { x, weight, bias, y, known: stats },
-    rows * split,
-    { split },
-  );
-  shares.dispose();
+  if (variant === "rows") launch("rows", { x4: x, weight, bias, y4: y, stats }, rows, { eps });
+  else if (variant === "group") launch("group", { x, weight, bias, y, stats }, rows, { eps });
+  else {
+    const shares = x.engine.empty([rows, split, 2], "f32", "norm");
+    const four = n % 4 === 0;
+    const buffers: Record<string, Tensor> = four ? { x4: x, y4: y } : { x, y };
+    launch(four ? "moments4" : "moments", four ? { x4: x, shares } : { x, shares }, rows * split, { split });
+    launch("settle", { x, stats, gathered: shares }, rows, { split, eps });
+    launch(four ? "apply4" : "apply", { ...buffers, weight, bias, known: stats }, rows * split, { split });
+    shares.dispose();
+  }
 }
 
 function launchBackward(
   x: Tensor,
   dy: Tensor,
   dx: Tensor,
-  stats: Tensor,
+  known: Tensor,
   layout: Layout,
   setting: Setting,
   { variant, split }: NormWay,
 ): void {
-  const { engine } = x;
   const { rows } = layout;
   const launch = launcher(x, layout, { ...setting, bias: undefined });
   const weight = setting.weight ?? x;
-  if (variant === "rows") return launch("rows_dx", { x4: x, weight, dy4: dy, dx4: dx, known: stats }, rows);
-  if (variant === "group") return launch("group_dx", { x, weight, dy, dx, known: stats }, rows);
-  const shares = engine.empty([rows, split, 2], "f32", "norm backward");
-  const means = engine.empty([rows, 2], "f32", "norm backward");
-  launch("moments_dx", { x, weight, dy, known: stats, shares }, rows * split, { split });
-  launch("settle_dx", { gathered: shares, means }, rows, { split });
-  launch("apply_dx", { x, weight, dy, dx, known: stats, mean_of: means }, rows * split, { split });
-  shares.dispose();
-  means.dispose();
+  if (variant === "rows") launch("rows_dx", { x4: x, weight, dy4: dy, dx4: dx, known }, rows);
+  else if (variant === "group") launch("group_dx", { x, weight, dy, dx, known }, rows);
+  else {
+    const shares = x.engine.empty([rows, split, 2], "f32", "norm backward");
+    const means = x.engine.empty([rows, 2], "f32", "norm backward");
+    launch("moments_dx", { x, weight, dy, known, shares }, rows * split, { split });
+    launch("settle_dx", { gathered: shares, means }, rows, { split });
+    launch("apply_dx", { x, weight, dy, dx, known, mean_of: means }, rows * split, { split });
+    shares.dispose();
+    means.dispose();
+  }
 }
 
 /** The gradients of weight and bias. */

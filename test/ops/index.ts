@@ -1,6 +1,7 @@
 import { test as attention } from "./attention.js";
 import type { OpTest } from "./case.js";
 import { test as elementwise } from "./elementwise.js";
+import { test as loss } from "./loss.js";
 import { test as matmul } from "./matmul.js";
 import { test as join } from "./join.js";
 import { test as norm } from "./norm.js";
@@ -11,4 +12,4 @@ import { test as softmax } from "./softmax.js";
 import { test as view } from "./view.js";
 
 /** One entry per stem: the registry loop runs them in Node and in the browser. */
-export const opTests: Record<string, OpTest> = { attention, elementwise, join, matmul, norm, random, reduce, slice, softmax, view };
+export const opTests: Record<string, OpTest> = { attention, elementwise, join, loss, matmul, norm, random, reduce, slice, softmax, view };
