@@ -1,46 +1,75 @@
-// y[b, i, j] = act(Σ_k a[b, i, k] · w[b, k, j] + bias[j])
+// y[q, i, j] = act(Σ_k a[q, i, k] · b[q, k, j] + bias[j])
 //
-// a and w are read through strides: row (m or k), column (k or n) and up to four batch axes with stride 0 where they
-// repeat, so transposed and broadcast operands need no copy. y is dense, [batch, m, n].
+// a and b are read through strides: rows, columns and up to four batch axes with stride 0 where they repeat, so that
+// transposed and broadcast operands need no copy. y is dense, [batch, m, n]. A long k may be cut into `split` shares:
+// y is then [batch, split, m, n] in f32 and `merge` adds the shares up.
 // Entry points:
-//   naive    any layout: one invocation owns one element of y. The plain text of the formula.
-// Limits assumed: 256 invocations.
+//   naive      any layout: an invocation owns one element of y. The plain text of the formula.
+//   registers  software adapters: an invocation owns 8 x 4 elements and walks k by 4 x 4 blocks; no barriers
+//   tiled      GPUs: a workgroup owns TILE x TILE elements, an invocation 4 x 4 of them, SIDE apart
+//   skinny     GPUs, m <= 8: a workgroup owns COLUMNS columns; its invocations share k and meet in workgroup memory
+//   merge      an invocation owns one element of y
+// matmul_lanes.wgsl holds the variant for lavapipe. Limits assumed: 256 invocations, 8320 bytes of workgroup memory.
 
 alias T = f32; // param
-const BIAS = false; // param
+alias TY = f32; // param
 const WG = 64u; // param
+// The operand's k axis is the contiguous one, else the other axis is (or none).
+const A_BY_K = true; // param
+const B_BY_K = false; // param
+// k does not divide by the step of the kernel.
+const TAIL = false; // param
 
 struct Params {
   m: u32, n: u32, k: u32,
-  size: u32,                // elements of y
-  batch: vec4<u32>,         // sizes of the batch axes, innermost last
-  a: vec4<u32>,             // offset, row stride, column stride
-  w: vec4<u32>,             // offset, row stride, column stride
+  size: u32,        // elements of y
+  tiles: u32,       // tiles of one matrix
+  across: u32,      // tiles side by side
+  split: u32,       // shares of k
+  chunk: u32,       // k of one share
+  first: u32,       // first share (over all matrices) of this launch
+  has_bias: u32,
+  activation: u32,  // 0 none, 1 geluTanh, 2 silu
+  batch: vec4<u32>, // sizes of the batch axes, innermost last
+  a: vec4<u32>,     // offset, row stride, column stride
+  b: vec4<u32>,     // offset, row stride, column stride
   a_batch: vec4<u32>,
-  w_batch: vec4<u32>,
+  b_batch: vec4<u32>,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<T>;
-@group(0) @binding(2) var<storage, read> w: array<T>;
+@group(0) @binding(2) var<storage, read> b: array<T>;
 @group(0) @binding(3) var<storage, read> bias: array<T>;
-@group(0) @binding(4) var<storage, read_write> y: array<T>;
+@group(0) @binding(4) var<storage, read_write> y: array<TY>;
+@group(0) @binding(1) var<storage, read> a4: array<vec4<T>>;
+@group(0) @binding(2) var<storage, read> b4: array<vec4<T>>;
+@group(0) @binding(1) var<storage, read> shares: array<f32>;
 
-fn act(v: f32) -> f32 { return v; } // param
 // WGSL's own tanh overflows to NaN on some drivers.
-fn gelu_tanh(x: f32) -> f32 { return 0.5 * x * (1.0 + tanh(clamp(0.7978845608028654 * (x + 0.044715 * x * x * x), -15.0, 15.0))); }
-fn silu(x: f32) -> f32 {
-  let e = exp(-abs(x));
-  return x * select(e, 1.0, x >= 0.0) / (1.0 + e);
+fn gelu_tanh(v: f32) -> f32 { return 0.5 * v * (1.0 + tanh(clamp(0.7978845608028654 * (v + 0.044715 * v * v * v), -15.0, 15.0))); }
+fn silu(v: f32) -> f32 {
+  let e = exp(-abs(v));
+  return v * select(e, 1.0, v >= 0.0) / (1.0 + e);
+}
+fn finish(sum: f32, column: u32) -> f32 {
+  var v = sum;
+  if (p.has_bias != 0u) { v += f32(bias[column]); }
+  if (p.activation == 1u) { return gelu_tanh(v); }
+  if (p.activation == 2u) { return silu(v); }
+  return v;
 }
 
-// First elements of matrix `index` of the batch in a and in w.
+// First elements of matrix `index` of the batch in a and in b.
 fn origin(index: u32) -> vec2<u32> {
-  let q = vec4<u32>(
-    index / (p.batch.y * p.batch.z * p.batch.w), index / (p.batch.z * p.batch.w) % p.batch.y,
-    index / p.batch.w % p.batch.z, index % p.batch.w);
+  var q = vec4<u32>(0u, 0u, 0u, index);
+  if (p.batch.z > 1u) {
+    q = vec4<u32>(
+      index / (p.batch.y * p.batch.z * p.batch.w), index / (p.batch.z * p.batch.w) % p.batch.y,
+      index / p.batch.w % p.batch.z, index % p.batch.w);
+  }
   let oa = q * p.a_batch;
-  let ow = q * p.w_batch;
-  return vec2<u32>(p.a.x + oa.x + oa.y + oa.z + oa.w, p.w.x + ow.x + ow.y + ow.z + ow.w);
+  let ob = q * p.b_batch;
+  return vec2<u32>(p.a.x + oa.x + oa.y + oa.z + oa.w, p.b.x + ob.x + ob.y + ob.z + ob.w);
 }
 
 @compute @workgroup_size(WG)
@@ -49,13 +78,171 @@ fn naive(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
   if (i >= p.size) { return; }
   let column = i % p.n;
   let row = i / p.n % p.m;
-  let start = origin(i / (p.n * p.m));
-  var at = start + vec2<u32>(row * p.a.y, column * p.w.z);
-  var total = 0.0;
+  var at = origin(i / (p.n * p.m)) + vec2<u32>(row * p.a.y, column * p.b.z);
+  var sum = 0.0;
   for (var k = 0u; k < p.k; k++) {
-    total += f32(a[at.x]) * f32(w[at.y]);
-    at += vec2<u32>(p.a.z, p.w.y);
+    sum += f32(a[at.x]) * f32(b[at.y]);
+    at += vec2<u32>(p.a.z, p.b.y);
   }
-  if (BIAS) { total += f32(bias[column]); }
-  y[i] = T(act(total));
+  y[i] = TY(finish(sum, column));
+}
+
+// Four values from `at` on, `step` apart: one load where the step is 1 and all addresses divide by 4.
+fn a_at(at: u32, step: u32) -> vec4<f32> { return vec4<f32>(a4[at / 4u]); } // param
+fn b_at(at: u32, step: u32) -> vec4<f32> { return vec4<f32>(b4[at / 4u]); } // param
+
+// x · w + sum for one row x of a block of a.
+fn row_product(x: vec4<f32>, w: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
+  return fma(vec4<f32>(x.w), w[3], fma(vec4<f32>(x.z), w[2], fma(vec4<f32>(x.y), w[1], fma(vec4<f32>(x.x), w[0], sum))));
+}
+
+@compute @workgroup_size(8)
+fn registers(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+  let tile = wg.y * groups.x + wg.x;
+  let share = p.first + wg.z;
+  let m0 = tile / p.across * 8u;
+  let n0 = (tile % p.across * 8u + lid) * 4u;
+  if (tile >= p.tiles || n0 >= p.n) { return; }
+  let start = origin(share / p.split);
+  let last = vec4<u32>(p.m - 1u);
+  let i = vec4<u32>(0u, 1u, 2u, 3u);
+  // Beyond an edge the last row or column is read again, and dropped when y is written.
+  let high = start.x + select(vec4<u32>(m0) + i * p.a.z, min(m0 + i, last) * p.a.y, A_BY_K);
+  let low = start.x + select(min(vec4<u32>(m0 + 4u), last) / 4u * 4u + i * p.a.z, min(m0 + 4u + i, last) * p.a.y, A_BY_K);
+  let side = start.y + select(vec4<u32>(n0) + i * p.b.y, min(n0 + i, vec4<u32>(p.n - 1u)) * p.b.z, B_BY_K);
+  let begin = share % p.split * p.chunk;
+  let end = min(begin + p.chunk, p.k);
+  var c: array<vec4<f32>, 8>;
+  for (var k = begin; k < end; k += 4u) {
+    let ka = k * p.a.z;
+    let kb = k * p.b.y;
+    var top = mat4x4<f32>(a_at(high.x + ka, p.a.z), a_at(high.y + ka, p.a.z), a_at(high.z + ka, p.a.z), a_at(high.w + ka, p.a.z));
+    var bottom = mat4x4<f32>(a_at(low.x + ka, p.a.z), a_at(low.y + ka, p.a.z), a_at(low.z + ka, p.a.z), a_at(low.w + ka, p.a.z));
+    var w = mat4x4<f32>(b_at(side.x + kb, p.b.y), b_at(side.y + kb, p.b.y), b_at(side.z + kb, p.b.y), b_at(side.w + kb, p.b.y));
+    // Now one row of a block of a in each column of the matrix, and one row (one k) of b in each column of w.
+    if (!A_BY_K) { top = transpose(top); bottom = transpose(bottom); }
+    if (B_BY_K) { w = transpose(w); }
+    if (TAIL) {
+      // Both factors: zero times a NaN that lies beyond the end would not be zero.
+      let inside = k + i < vec4<u32>(end);
+      for (var r = 0u; r < 4u; r++) {
+        top[r] = select(vec4<f32>(), top[r], inside);
+        bottom[r] = select(vec4<f32>(), bottom[r], inside);
+        w[r] = select(vec4<f32>(), w[r], k + r < end);
+      }
+    }
+    for (var r = 0u; r < 4u; r++) {
+      c[r] = row_product(top[r], w, c[r]);
+      c[r + 4u] = row_product(bottom[r], w, c[r + 4u]);
+    }
+  }
+  for (var r = 0u; r < 8u; r++) {
+    for (var j = 0u; j < 4u; j++) {
+      if (m0 + r < p.m && n0 + j < p.n) { y[(share * p.m + m0 + r) * p.n + n0 + j] = TY(finish(c[r][j], n0 + j)); }
+    }
+  }
+}
+
+const TILE = 64u; // param
+const SIDE = 16u; // param
+const TILED = 256u; // param
+const DEPTH = 16u;
+// One column of padding: the writes of neighbouring invocations fall into different banks.
+const PITCH = TILE + 1u;
+var<workgroup> a_tile: array<f32, DEPTH * PITCH>;
+var<workgroup> b_tile: array<f32, DEPTH * PITCH>;
+
+@compute @workgroup_size(TILED)
+fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+  let tile = wg.y * groups.x + wg.x;
+  if (tile >= p.tiles) { return; }
+  let share = p.first + wg.z;
+  let m0 = tile / p.across * TILE;
+  let n0 = tile % p.across * TILE;
+  let start = origin(share / p.split);
+  let begin = share % p.split * p.chunk;
+  let end = min(begin + p.chunk, p.k);
+  let i = lid / SIDE;
+  let j = lid % SIDE;
+  var c: array<vec4<f32>, 4>;
+  for (var k0 = begin; k0 < end; k0 += DEPTH) {
+    for (var e = lid; e < TILE * DEPTH; e += TILED) {
+      // Neighbouring invocations read along the contiguous axis.
+      let at_a = select(vec2<u32>(e % TILE, e / TILE), vec2<u32>(e / DEPTH, e % DEPTH), A_BY_K);
+      let at_b = select(vec2<u32>(e % TILE, e / TILE), vec2<u32>(e / DEPTH, e % DEPTH), B_BY_K);
+      var va = 0.0;
+      var vb = 0.0;
+      if (m0 + at_a.x < p.m && k0 + at_a.y < end) { va = f32(a[start.x + (m0 + at_a.x) * p.a.y + (k0 + at_a.y) * p.a.z]); }
+      if (n0 + at_b.x < p.n && k0 + at_b.y < end) { vb = f32(b[start.y + (k0 + at_b.y) * p.b.y + (n0 + at_b.x) * p.b.z]); }
+      a_tile[at_a.y * PITCH + at_a.x] = va;
+      b_tile[at_b.y * PITCH + at_b.x] = vb;
+    }
+    workgroupBarrier();
+    for (var k = 0u; k < DEPTH; k++) {
+      let at = k * PITCH;
+      let w = vec4<f32>(b_tile[at + j], b_tile[at + j + SIDE], b_tile[at + j + 2u * SIDE], b_tile[at + j + 3u * SIDE]);
+      c[0] = fma(vec4<f32>(a_tile[at + i]), w, c[0]);
+      c[1] = fma(vec4<f32>(a_tile[at + i + SIDE]), w, c[1]);
+      c[2] = fma(vec4<f32>(a_tile[at + i + 2u * SIDE]), w, c[2]);
+      c[3] = fma(vec4<f32>(a_tile[at + i + 3u * SIDE]), w, c[3]);
+    }
+    workgroupBarrier();
+  }
+  for (var r = 0u; r < 4u; r++) {
+    let row = m0 + i + r * SIDE;
+    for (var s = 0u; s < 4u; s++) {
+      let column = n0 + j + s * SIDE;
+      if (row < p.m && column < p.n) { y[(share * p.m + row) * p.n + column] = TY(finish(c[r][s], column)); }
+    }
+  }
+}
+
+// WG = COLUMNS · (invocations that share a column): 16 columns where b's columns are contiguous, 4 where its k is.
+const COLUMNS = 16u; // param
+const SKINNY_ROWS = 8u;
+var<workgroup> parts: array<f32, SKINNY_ROWS * WG>;
+
+@compute @workgroup_size(WG)
+fn skinny(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+  let tile = wg.y * groups.x + wg.x;
+  if (tile >= p.tiles) { return; }
+  let share = p.first + wg.z;
+  let start = origin(share / p.split);
+  let sharers = WG / COLUMNS;
+  let j = select(lid % COLUMNS, lid / sharers, B_BY_K);
+  let slice = select(lid / COLUMNS, lid % sharers, B_BY_K);
+  let column = tile * COLUMNS + j;
+  let at_b = start.y + min(column, p.n - 1u) * p.b.z;
+  let end = min((share % p.split + 1u) * p.chunk, p.k);
+  var c: array<f32, SKINNY_ROWS>;
+  for (var k = share % p.split * p.chunk + slice; k < end; k += sharers) {
+    let w = f32(b[at_b + k * p.b.y]);
+    for (var r = 0u; r < SKINNY_ROWS; r++) {
+      if (r < p.m) { c[r] = fma(f32(a[start.x + r * p.a.y + k * p.a.z]), w, c[r]); }
+    }
+  }
+  for (var r = 0u; r < SKINNY_ROWS; r++) { parts[(r * sharers + slice) * COLUMNS + j] = c[r]; }
+  workgroupBarrier();
+  for (var e = lid; e < p.m * COLUMNS; e += WG) {
+    let to = tile * COLUMNS + e % COLUMNS;
+    if (to < p.n) {
+      var sum = 0.0;
+      for (var s = 0u; s < sharers; s++) { sum += parts[(e / COLUMNS * sharers + s) * COLUMNS + e % COLUMNS]; }
+      y[(share * p.m + e / COLUMNS) * p.n + to] = TY(finish(sum, to));
+    }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn merge(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+  let i = (wg.y * groups.x + wg.x) * WG + lid;
+  if (i >= p.size) { return; }
+  let area = p.m * p.n;
+  var at = i / area * p.split * area + i % area;
+  var sum = 0.0;
+  for (var s = 0u; s < p.split; s++) {
+    sum += shares[at];
+    at += area;
+  }
+  y[i] = TY(finish(sum, i % p.n));
 }

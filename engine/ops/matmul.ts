@@ -37,15 +37,16 @@ type Name = "a" | "b" | "bias";
 const hasBatch = (shape: Shape): boolean => sizeOf(shape.slice(0, -2)) !== 1;
 
 /** Gradient of the value before the activation. It is recomputed from the operands, which are saved anyway. */
-const inner = (c: Backward<Name, Attrs>): Tensor => c.once("inner", () => {
-  const { activation, transposeA, transposeB } = c.attrs;
-  if (activation === "none") return c.dy;
-  const z = c.engine.empty(c.dy.shape, c.dy.dtype, "matmul backward");
-  launchMatmul(z, maybe(c.in.a, transposeA), maybe(c.in.b, transposeB), { bias: c.spec.bias && c.in.bias });
-  const dz = c.engine.empty(c.dy.shape, c.dy.dtype, "matmul backward");
-  launchElementwise(dz, unaryTable[activation].grad.x, ["dy", "x"], [c.dy, z]);
-  return dz;
-});
+const inner = (c: Backward<Name, Attrs>): Tensor =>
+  c.once("inner", () => {
+    const { activation, transposeA, transposeB } = c.attrs;
+    if (activation === "none") return c.dy;
+    const z = c.engine.empty(c.dy.shape, c.dy.dtype, "matmul backward");
+    launchMatmul(z, maybe(c.in.a, transposeA), maybe(c.in.b, transposeB), { bias: c.spec.bias && c.in.bias });
+    const dz = c.engine.empty(c.dy.shape, c.dy.dtype, "matmul backward");
+    launchElementwise(dz, unaryTable[activation].grad.x, ["dy", "x"], [c.dy, z]);
+    return dz;
+  });
 
 const run = op<Name, Attrs>({
   name: "matmul",
@@ -59,28 +60,41 @@ const run = op<Name, Attrs>({
     const [m, k] = transposeA ? [a.shape.at(-1)!, a.shape.at(-2)!] : [a.shape.at(-2)!, a.shape.at(-1)!];
     const [kb, n] = transposeB ? [b.shape.at(-1)!, b.shape.at(-2)!] : [b.shape.at(-2)!, b.shape.at(-1)!];
     if (k !== kb) {
-      const axisOf = (name: string, last: boolean, size: number) => `${name}'s ${last ? "last" : "second to last"} (${size})`;
-      throw new ShapeError(`matmul: inner dimensions differ: a ${show(a.shape)}${transposeA ? "ᵀ" : ""} · b ${show(b.shape)}${transposeB ? "ᵀ" : ""}; ${axisOf("a", !transposeA, k)} must equal ${axisOf("b", transposeB, kb)}.`);
+      const axisOf = (name: string, last: boolean, size: number) =>
+        `${name}'s ${last ? "last" : "second to last"} (${size})`;
+      throw new ShapeError(
+        `matmul: inner dimensions differ: a ${show(a.shape)}${transposeA ? "ᵀ" : ""} · b ${show(b.shape)}${transposeB ? "ᵀ" : ""}; ${axisOf("a", !transposeA, k)} must equal ${axisOf("b", transposeB, kb)}.`,
+      );
     }
     if (bias && (bias.rank !== 1 || bias.shape[0] !== n))
       throw new ShapeError(`matmul: bias does not fit: ${show(bias.shape)} for ${n} columns; it must be [${n}].`);
     return { shape: [...broadcast("matmul", a.shape.slice(0, -2), b.shape.slice(0, -2)), m, n], dtype };
   },
-  forward: (c) => launchMatmul(c.out, maybe(c.in.a, c.attrs.transposeA), maybe(c.in.b, c.attrs.transposeB), { bias: c.in.bias, activation: c.attrs.activation }),
+  forward: (c) =>
+    launchMatmul(c.out, maybe(c.in.a, c.attrs.transposeA), maybe(c.in.b, c.attrs.transposeB), {
+      bias: c.in.bias,
+      activation: c.attrs.activation,
+    }),
   saves: (needs, { activation }) =>
-    activation === "none" ? [...(needs.b ? (["a"] as const) : []), ...(needs.a ? (["b"] as const) : [])] : ["a", "b", "bias"],
+    activation === "none"
+      ? [...(needs.b ? (["a"] as const) : []), ...(needs.a ? (["b"] as const) : [])]
+      : ["a", "b", "bias"],
   grad: {
     a: (c) => {
       const w = maybe(c.in.b, c.attrs.transposeB);
       const dz = inner(c);
-      return c.attrs.transposeA ? product(w, swapped(dz), "matmul backward") : product(dz, swapped(w), "matmul backward");
+      return c.attrs.transposeA
+        ? product(w, swapped(dz), "matmul backward")
+        : product(dz, swapped(w), "matmul backward");
     },
     b: (c) => {
       let a = maybe(c.in.a, c.attrs.transposeA);
       let dz = inner(c);
       // One b for the whole batch: its gradient is one product over all rows.
       if (!hasBatch(c.spec.b.shape) && hasBatch(a.shape)) [a, dz] = [flat(a), flat(dz)];
-      const db = c.attrs.transposeB ? product(swapped(dz), a, "matmul backward") : product(swapped(a), dz, "matmul backward");
+      const db = c.attrs.transposeB
+        ? product(swapped(dz), a, "matmul backward")
+        : product(swapped(a), dz, "matmul backward");
       return db.rank < c.spec.b.shape.length ? reshape(db, c.spec.b.shape) : db;
     },
     bias: (c) => sum(flat(inner(c)), 0),
@@ -100,7 +114,9 @@ export interface MatmulOptions {
 function checkActivation(subject: string, activation: string): void {
   if ((activationNames as string[]).includes(activation)) return;
   const guess = nearest(activation, activationNames);
-  throw new EspalierError(`${subject}: unknown activation "${activation}"${guess ? `; did you mean "${guess}"?` : ";"} (${activationNames.join(", ")})`);
+  throw new EspalierError(
+    `${subject}: unknown activation "${activation}"${guess ? `; did you mean "${guess}"?` : ";"} (${activationNames.join(", ")})`,
+  );
 }
 
 /**
@@ -115,16 +131,28 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   checkOptions("matmul", options, ["transposeA", "transposeB", "bias", "activation"]);
   const { transposeA = false, transposeB = false, bias, activation = "none" } = options;
   checkActivation("matmul", activation);
-  for (const [name, t, transpose] of [["a", a, transposeA], ["b", b, transposeB]] as const)
+  for (const [name, t, transpose] of [
+    ["a", a, transposeA],
+    ["b", b, transposeB],
+  ] as const)
     if (t.rank === 0 || (t.rank === 1 && transpose))
-      throw new ShapeError(`matmul: ${name} is ${show(t.shape)}; it needs ${transpose ? "two axes to be transposed" : "at least one axis"}.`);
-  const y = run({
-    a: a.rank === 1 ? reshape(a, [1, a.size]) : a,
-    b: b.rank === 1 ? reshape(b, [b.size, 1]) : b,
-    bias,
-  }, { transposeA, transposeB, activation })[0];
+      throw new ShapeError(
+        `matmul: ${name} is ${show(t.shape)}; it needs ${transpose ? "two axes to be transposed" : "at least one axis"}.`,
+      );
+  const y = run(
+    {
+      a: a.rank === 1 ? reshape(a, [1, a.size]) : a,
+      b: b.rank === 1 ? reshape(b, [b.size, 1]) : b,
+      bias,
+    },
+    { transposeA, transposeB, activation },
+  )[0];
   if (a.rank > 1 && b.rank > 1) return y;
-  return reshape(y, [...y.shape.slice(0, -2), ...(a.rank > 1 ? [y.shape.at(-2)!] : []), ...(b.rank > 1 ? [y.shape.at(-1)!] : [])]);
+  return reshape(y, [
+    ...y.shape.slice(0, -2),
+    ...(a.rank > 1 ? [y.shape.at(-2)!] : []),
+    ...(b.rank > 1 ? [y.shape.at(-1)!] : []),
+  ]);
 }
 
 /**
@@ -134,8 +162,12 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor, activation: Activation = "none"): Tensor {
   checkActivation("linear", activation);
   if (weight.rank !== 2 || x.rank === 0 || x.shape.at(-1) !== weight.shape[1])
-    throw new ShapeError(`linear: sizes differ: x ${show(x.shape)} · weight ${show(weight.shape)}; weight must be [out, in] with in = x's last axis (${x.shape.at(-1)}).`);
+    throw new ShapeError(
+      `linear: sizes differ: x ${show(x.shape)} · weight ${show(weight.shape)}; weight must be [out, in] with in = x's last axis (${x.shape.at(-1)}).`,
+    );
   if (bias && (bias.rank !== 1 || bias.shape[0] !== weight.shape[0]))
-    throw new ShapeError(`linear: bias does not fit: ${show(bias.shape)} for weight ${show(weight.shape)}; it must be [${weight.shape[0]}].`);
+    throw new ShapeError(
+      `linear: bias does not fit: ${show(bias.shape)} for weight ${show(weight.shape)}; it must be [${weight.shape[0]}].`,
+    );
   return matmul(x, weight, { transposeB: true, bias, activation });
 }
