@@ -73,8 +73,8 @@ export class SelfAttention extends Module {
     const r = grid.length;
     const others = grid.map((_, i) => i).filter((i) => i !== axis);
     const split = this.qkv.forward(x).reshape([...grid, 3, heads, headDim]); // [grid, 3, h, d]
-    const byHead = split.permute([r, ...others, r + 1, axis, r + 2]); // [3, …, h, A, d]
-    const [q, k, v] = chunk(byHead, 3, 0).map((t) => t.squeeze(0)); // […, h, A, d] each
+    // Cut before heads are moved: so the three gradients are joined in the order of memory.
+    const [q, k, v] = chunk(split, 3, r).map((t) => t.squeeze(r).permute([...others, r, axis, r + 1])); // […, h, A, d] each
     this.emit("weights", () => attentionMap(q, k)); // […, h, A, A]
     const a = scaledDotProductAttention(q, k, v); // […, h, A, d]
     // Where each grid axis, the heads and d are found in […, h, A, d].
@@ -115,8 +115,8 @@ export class CrossAttention extends Module {
     const { heads, headDim } = this;
     const [B, L] = y.shape;
     const q = this.qLinear.forward(x).reshape([B, -1, heads, headDim]).permute([0, 2, 1, 3]); // [B, h, N, d]
-    const kv = this.kvLinear.forward(y).reshape([B, L, 2, heads, headDim]).permute([2, 0, 3, 1, 4]); // [2, B, h, L, d]
-    const [k, v] = chunk(kv, 2, 0).map((t) => t.squeeze(0)); // [B, h, L, d] each
+    const kv = this.kvLinear.forward(y).reshape([B, L, 2, heads, headDim]); // [B, L, 2, h, d]
+    const [k, v] = chunk(kv, 2, 2).map((t) => t.squeeze(2).permute([0, 2, 1, 3])); // [B, h, L, d] each
     this.emit("weights", () => attentionMap(q, k, mask)); // [B, h, N, L]
     const a = scaledDotProductAttention(q, k, v, { mask }); // [B, h, N, d]
     return this.proj.forward(a.permute([0, 2, 1, 3]).reshape(x.shape)); // [B, ..., C]
