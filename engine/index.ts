@@ -9,6 +9,7 @@ export * from "./errors.js";
 export { Flat } from "./flat.js";
 export * from "./inspect/index.js";
 export * from "./ops/index.js";
+export { launchElementwise } from "./ops/walk.js";
 export { launchAdamW, launchEma } from "./ops/update.js";
 export { registry } from "./op.js";
 export { Key } from "./random/key.js";

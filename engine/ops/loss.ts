@@ -5,8 +5,8 @@ import { kernel } from "../kernel.js";
 import { needFloat, op, sameDType } from "../op.js";
 import { sameShape, show } from "../shape.js";
 import type { Tensor } from "../tensor.js";
-import { launchElementwise } from "./elementwise.js";
 import { launchReduce } from "./reduction.js";
+import { launchElementwise } from "./walk.js";
 
 const mseRun = op<"x" | "target">({
   name: "mse",

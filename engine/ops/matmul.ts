@@ -2,11 +2,11 @@ import { checkOptions, EspalierError, nearest, ShapeError } from "../errors.js";
 import { type Backward, needFloat, op, sameDType } from "../op.js";
 import { broadcast, type Shape, show, sizeOf } from "../shape.js";
 import type { Tensor } from "../tensor.js";
-import { launchElementwise } from "./elementwise.js";
 import { unaryTable } from "./formulas.js";
 import { type Activation, activationNames, launchMatmul } from "./gemm.js";
 import { sum } from "./reduce.js";
 import { reshape } from "./view.js";
+import { launchElementwise } from "./walk.js";
 
 export type { Activation } from "./gemm.js";
 

@@ -5,9 +5,9 @@ import { kernel } from "../kernel.js";
 import { needFloat, op } from "../op.js";
 import { axes, axis, type Shape, show, sizeOf } from "../shape.js";
 import type { Tensor } from "../tensor.js";
-import { launchElementwise } from "./elementwise.js";
 import { reduceInto } from "./reduction.js";
 import { expand, reshape } from "./view.js";
+import { launchElementwise } from "./walk.js";
 
 const keptShape = (shape: Shape, dims: readonly number[]): number[] => shape.map((n, i) => (dims.includes(i) ? 1 : n));
 const countOf = (shape: Shape, dims: readonly number[]): number => dims.reduce((n, d) => n * shape[d], 1);

@@ -5,7 +5,7 @@ import { kernel } from "../kernel.js";
 import { op } from "../op.js";
 import { axes, axis, show } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
-import { launchElementwise } from "./elementwise.js";
+import { launchElementwise } from "./walk.js";
 
 /** Axes that a kernel walks: at most four, innermost last. */
 export const lead = (list: readonly number[], fill: number): number[] => [
