@@ -1,8 +1,8 @@
 // y[q, i, j] = act(Σ_k a[q, i, k] · b[q, k, j] + bias[j])
 //
 // a and b are read through strides: rows, columns and up to four batch axes with stride 0 where they repeat, so that
-// transposed and broadcast operands need no copy. y is dense, [batch, m, n]. A long k may be cut into `split` shares:
-// y is then [batch, split, m, n] in f32 and `merge` adds the shares up.
+// transposed and broadcast operands need no copy. y's columns are contiguous. A long k may be cut into `split` shares:
+// y is then f32 with one matrix per share, [batch, split, m, n], and `merge` adds the shares up.
 // Entry points:
 //   naive      any layout: an invocation owns one element of y. The plain text of the formula.
 //   registers  software adapters: an invocation owns 8 x 4 elements and walks k by 4 x 4 blocks; no barriers
@@ -28,11 +28,12 @@ struct Params {
   split: u32,       // shares of k
   chunk: u32,       // k of one share
   first: u32,       // first share (over all matrices) of this launch
-  has_bias: u32,
+  has_bias: u32,    // 0 none, 1 one value per column, 2 one per row
   activation: u32,  // 0 none, 1 geluTanh, 2 silu
   batch: vec4<u32>, // sizes of the batch axes, innermost last
   a: vec4<u32>,     // offset, row stride, column stride
   b: vec4<u32>,     // offset, row stride, column stride
+  to: vec4<u32>,    // y's offset, row stride, matrix stride
   a_batch: vec4<u32>,
   b_batch: vec4<u32>,
 }
@@ -51,13 +52,14 @@ fn silu(v: f32) -> f32 {
   let e = exp(-abs(v));
   return v * select(e, 1.0, v >= 0.0) / (1.0 + e);
 }
-fn finish(sum: f32, column: u32) -> f32 {
+fn finish(sum: f32, row: u32, column: u32) -> f32 {
   var v = sum;
-  if (p.has_bias != 0u) { v += f32(bias[column]); }
+  if (p.has_bias != 0u) { v += f32(bias[select(column, row, p.has_bias == 2u)]); }
   if (p.activation == 1u) { return gelu_tanh(v); }
   if (p.activation == 2u) { return silu(v); }
   return v;
 }
+fn y_at(matrix: u32, row: u32, column: u32) -> u32 { return p.to.x + matrix * p.to.z + row * p.to.y + column; }
 
 // First elements of matrix `index` of the batch in a and in b.
 fn origin(index: u32) -> vec2<u32> {
@@ -78,13 +80,14 @@ fn naive(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
   if (i >= p.size) { return; }
   let column = i % p.n;
   let row = i / p.n % p.m;
-  var at = origin(i / (p.n * p.m)) + vec2<u32>(row * p.a.y, column * p.b.z);
+  let matrix = i / (p.n * p.m);
+  var at = origin(matrix) + vec2<u32>(row * p.a.y, column * p.b.z);
   var sum = 0.0;
   for (var k = 0u; k < p.k; k++) {
     sum += f32(a[at.x]) * f32(b[at.y]);
     at += vec2<u32>(p.a.z, p.b.y);
   }
-  y[i] = TY(finish(sum, column));
+  y[y_at(matrix, row, column)] = TY(finish(sum, row, column));
 }
 
 // Four values from `at` on, `step` apart: one load where the step is 1 and all addresses divide by 4.
@@ -138,7 +141,7 @@ fn registers(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grou
   }
   for (var r = 0u; r < 8u; r++) {
     for (var j = 0u; j < 4u; j++) {
-      if (m0 + r < p.m && n0 + j < p.n) { y[(share * p.m + m0 + r) * p.n + n0 + j] = TY(finish(c[r][j], n0 + j)); }
+      if (m0 + r < p.m && n0 + j < p.n) { y[y_at(share, m0 + r, n0 + j)] = TY(finish(c[r][j], m0 + r, n0 + j)); }
     }
   }
 }
@@ -192,7 +195,7 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     let row = m0 + i + r * SIDE;
     for (var s = 0u; s < 4u; s++) {
       let column = n0 + j + s * SIDE;
-      if (row < p.m && column < p.n) { y[(share * p.m + row) * p.n + column] = TY(finish(c[r][s], column)); }
+      if (row < p.m && column < p.n) { y[y_at(share, row, column)] = TY(finish(c[r][s], row, column)); }
     }
   }
 }
@@ -228,7 +231,7 @@ fn skinny(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups:
     if (to < p.n) {
       var sum = 0.0;
       for (var s = 0u; s < sharers; s++) { sum += parts[(e / COLUMNS * sharers + s) * COLUMNS + e % COLUMNS]; }
-      y[(share * p.m + e / COLUMNS) * p.n + to] = TY(finish(sum, to));
+      y[y_at(share, e / COLUMNS, to)] = TY(finish(sum, e / COLUMNS, to));
     }
   }
 }
@@ -244,5 +247,5 @@ fn merge(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     sum += shares[at];
     at += area;
   }
-  y[i] = TY(finish(sum, i % p.n));
+  y[y_at(i / area, i / p.n % p.m, i % p.n)] = TY(finish(sum, i / p.n % p.m, i % p.n));
 }

@@ -21,11 +21,12 @@ struct Params {
   split: u32,       // shares of k
   chunk: u32,       // k of one share, even
   first: u32,       // first share (over all matrices) of this launch
-  has_bias: u32,
+  has_bias: u32,    // 0 none, 1 one value per column, 2 one per row
   activation: u32,  // 0 none, 1 geluTanh, 2 silu
   batch: vec4<u32>, // sizes of the batch axes, innermost last
   a: vec4<u32>,     // offset, row stride, column stride
   b: vec4<u32>,     // offset, row stride, column stride
+  to: vec4<u32>,    // y's offset, row stride, matrix stride
   a_batch: vec4<u32>,
   b_batch: vec4<u32>,
 }
@@ -82,7 +83,7 @@ fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
   let begin = share % p.split * p.chunk;
   let end = min(begin + p.chunk, p.k);
   var c: array<vec4<f32>, ROWS>;
-  if (p.has_bias != 0u) {
+  if (p.has_bias == 1u) {
     let v = vec4<f32>(f32(bias[n0]), f32(bias[n0 + 1u]), f32(bias[n0 + 2u]), f32(bias[n0 + 3u]));
     for (var r = 0u; r < ROWS; r++) { c[r] = v; }
   }
@@ -102,16 +103,17 @@ fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     }
   }
   if (n0 >= p.n) { return; }
-  var at = (share * p.m + m0) * p.n + n0;
+  var at = p.to.x + share * p.to.z + m0 * p.to.y + n0;
   let rows = min(ROWS, p.m - m0);
   for (var r = 0u; r < rows; r += 4u) {
     for (var i = 0u; i < 4u; i++) {
+      if (p.has_bias == 2u) { c[i] += f32(bias[m0 + r + i]); }
       let v = finish(c[i]);
       for (var j = 0u; j < 4u; j++) {
-        if (r + i < rows && n0 + j < p.n) { y[at + i * p.n + j] = TY(v[j]); }
+        if (r + i < rows && n0 + j < p.n) { y[at + i * p.to.y + j] = TY(v[j]); }
       }
     }
-    at += 4u * p.n;
+    at += 4u * p.to.y;
     // All rows leave through the first four: an index that varies would keep c out of registers.
     for (var i = 4u; i < ROWS; i++) { c[i - 4u] = c[i]; }
   }

@@ -2,10 +2,10 @@ import source from "../../shaders/matmul.wgsl";
 import lanesSource from "../../shaders/matmul_lanes.wgsl";
 import type { DType } from "../dtype.js";
 import type { Engine } from "../engine.js";
-import { ShapeError } from "../errors.js";
-import { kernel, type Params, type Settings } from "../kernel.js";
-import { collapse, expandStrides, show } from "../shape.js";
-import { strided, type Tensor } from "../tensor.js";
+import { EspalierError, ShapeError } from "../errors.js";
+import { type Kernel, kernel, type Params, type Settings } from "../kernel.js";
+import { collapse, expandStrides, show, sizeOf } from "../shape.js";
+import { type Strided, strided, type Tensor } from "../tensor.js";
 
 /** What may follow a matrix product within its launch. */
 export type Activation = "none" | "geluTanh" | "silu";
@@ -23,19 +23,12 @@ export interface Plan {
 
 /** Options of one product. */
 export interface Epilogue {
-  /** [n], contiguous. */
+  /** Contiguous, one value per column of y, or per row with `biasOf: "rows"`. */
   bias?: Tensor;
+  biasOf?: "columns" | "rows";
   activation?: Activation;
   /** Overrides the choice of `planMatmul`; tests compare all variants this way. */
   plan?: Plan;
-}
-
-/** Rows and columns of y that one workgroup owns. */
-function tileOf(variant: Variant, lanes: number, rows: number, byK: boolean): [number, number] {
-  if (variant === "lanes") return [rows, 4 * lanes];
-  if (variant === "registers") return [8, 32];
-  if (variant === "skinny") return [8, byK ? 4 : 16];
-  return variant === "tiled" ? [64, 64] : [32, 32];
 }
 
 /** Lanes of every subgroup where kernels may rely on it, else 0. */
@@ -44,195 +37,196 @@ function lanesOf(engine: Engine): number {
   return engine.has("subgroups") && low === high && (low === 8 || low === 16) ? low : 0;
 }
 
+/** Rows and columns of y that one workgroup owns. */
+function tileOf(variant: Variant, lanes: number, bByK: boolean): [number, number] {
+  if (variant === "lanes") return [16, 4 * lanes];
+  if (variant === "registers") return [8, 32];
+  if (variant === "skinny") return [8, bByK ? 4 : 16];
+  return variant === "tiled" ? [64, 64] : [32, 32];
+}
+
 /**
  * Chooses the kernel for `batch` products [m, k] · [k, n] by the adapter's class and the shape.
  *
  * k is shared out where y has too few tiles to occupy the adapter: the shares cost one more pass over y.
  */
 export function planMatmul(engine: Engine, batch: number, m: number, n: number, k: number): Plan {
-  const software = engine.kind === "software";
-  const tiles = (side: [number, number]) => batch * Math.ceil(m / side[0]) * Math.ceil(n / side[1]);
-  const shares = (groups: number, wanted: number, shortest: number) =>
-    Math.max(1, Math.min(32, Math.ceil(wanted / groups), Math.floor(k / shortest)));
-  if (software) {
+  const tiles = ([down, across]: readonly [number, number]) => batch * Math.ceil(m / down) * Math.ceil(n / across);
+  const shares = (workgroups: number, wanted: number, shortest: number) =>
+    Math.max(1, Math.min(32, Math.ceil(wanted / workgroups), Math.floor(k / shortest)));
+  if (engine.kind === "software") {
     const lanes = lanesOf(engine);
-    const side: [number, number] = lanes ? [16, 4 * lanes] : [8, 32];
-    // A tile takes the time of about a dozenth of its elements done one by one.
-    if (m * n * batch * 12 < tiles(side) * side[0] * side[1] && batch > 1) return { variant: "naive", split: 1 };
-    return { variant: lanes ? "lanes" : "registers", split: shares(tiles(side), 8, 256) };
+    const variant = lanes ? "lanes" : "registers";
+    const tile = tileOf(variant, lanes, false);
+    // A tile takes the time that `naive` needs for a twelfth of its elements.
+    if (batch > 1 && batch * m * n * 12 < tiles(tile) * tile[0] * tile[1]) return { variant: "naive", split: 1 };
+    return { variant, split: shares(tiles(tile), 8, 256) };
   }
   const wanted = engine.kind === "integrated" ? 48 : 192;
   if (m <= 8) return { variant: "skinny", split: shares(tiles([8, 16]), wanted, 256) };
-  const large = tiles([64, 64]);
-  if (large >= wanted) return { variant: "tiled", split: 1 };
+  if (tiles([64, 64]) >= wanted) return { variant: "tiled", split: 1 };
   return { variant: "tiled32", split: shares(tiles([32, 32]), wanted, 128) };
 }
 
-/** A tensor's last two axes as kernels see them, and what its addresses allow. */
+/** A tensor's matrices as kernels see them. */
 interface Layout {
-  /** Offset, row stride, column stride. */
-  at: [number, number, number, number];
+  offset: number;
+  row: number;
+  column: number;
   batch: readonly number[];
-  /** True when every row (of length > 1), column or matrix starts at a multiple of `unit` elements. */
-  divides(unit: number, across: "rows" | "columns"): boolean;
 }
 
-function layoutOf(offset: number, row: number, column: number, batch: readonly number[]): Layout {
-  return {
-    at: [offset, row, column, 0],
-    batch,
-    divides: (unit, across) => [offset, across === "rows" ? row : column, ...batch].every((s) => s % unit === 0),
-  };
+/** The axis along which `unit` neighbouring elements can be loaded as one vector. */
+function contiguous({ offset, row, column, batch }: Layout, unit: number): "row" | "column" | "none" {
+  const divides = (step: number) => offset % unit === 0 && step % unit === 0 && batch.every((s) => s % unit === 0);
+  if (column === 1 && divides(row)) return "row";
+  return row === 1 && divides(column) ? "column" : "none";
 }
 
-const scalars = (name: string, count: number) =>
-  Array.from({ length: count }, (_, i) => `f32(${name}[at${i ? ` + ${i === 1 ? "" : `${i}u * `}step` : ""}])`).join(
-    ", ",
-  );
+const kernels = new Map<string, Kernel>();
 
-/** Settings of matmul_lanes.wgsl for b's layout. */
-function laneSettings(b: Layout): Settings {
-  if (b.at[2] === 1 && b.divides(4, "rows")) return {};
-  const columns = ["x", "y", "z", "w"];
-  return {
-    b_block:
-      b.at[1] === 1 && b.divides(2, "columns")
-        ? `return transpose(mat4x2<f32>(${columns.map((c) => `vec2<f32>(b2[at.${c} / 2u])`).join(", ")}));`
-        : `return mat2x4<f32>(${["", " + step"].flatMap((s) => columns.map((c) => `f32(b[at.${c}${s}])`)).join(", ")});`,
-  };
+/** The kernel of a variant for operands of these layouts and types. */
+function kernelFor(variant: Variant, a: Layout, b: Layout, tail: boolean, lanes: number, t: DType, ty: DType): Kernel {
+  const units = variant === "lanes" ? [1, 4] : variant === "registers" ? [4, 4] : [1, 1];
+  const along = [contiguous(a, units[0]), contiguous(b, units[1])];
+  if (variant === "lanes") {
+    along[0] = "none";
+    if (along[1] !== "row") along[1] = b.row === 1 && contiguous(b, 2) === "column" ? "column" : "none";
+  }
+  const odd = variant === "registers" && tail;
+  const key = `${variant} ${along[0]} ${along[1]} ${odd} ${lanes} ${t} ${ty}`;
+  let found = kernels.get(key);
+  if (found) return found;
+  const settings: Settings = { T: t, TY: ty };
+  if (variant === "lanes") {
+    const four = (text: (c: string) => string) => ["x", "y", "z", "w"].map(text).join(", ");
+    settings.LANES = lanes;
+    if (along[1] === "column")
+      settings.b_block = `return transpose(mat4x2<f32>(${four((c) => `vec2<f32>(b2[at.${c} / 2u])`)}));`;
+    else if (along[1] === "none")
+      settings.b_block = `return mat2x4<f32>(${four((c) => `f32(b[at.${c}])`)}, ${four((c) => `f32(b[at.${c} + step])`)});`;
+  } else if (variant !== "naive") {
+    settings.B_BY_K = `${along[1] === "column"}`;
+    if (variant !== "skinny") settings.A_BY_K = `${along[0] !== "column"}`;
+  }
+  if (variant === "registers") {
+    const scalars = (x: string) =>
+      `return vec4<f32>(f32(${x}[at]), f32(${x}[at + step]), f32(${x}[at + 2u * step]), f32(${x}[at + 3u * step]));`;
+    settings.TAIL = `${odd}`;
+    if (along[0] === "none") settings.a_at = scalars("a");
+    if (along[1] === "none") Object.assign(settings, { b_at: scalars("b"), B_BY_K: "true" });
+  }
+  if (variant === "skinny") settings.COLUMNS = tileOf(variant, lanes, along[1] === "column")[1];
+  if (variant === "tiled" || variant === "tiled32") {
+    const [side] = tileOf(variant, lanes, false);
+    Object.assign(settings, { TILE: side, SIDE: side / 4, TILED: (side / 4) ** 2 });
+  }
+  found =
+    variant === "lanes"
+      ? kernel("matmul_lanes", lanesSource, "lanes", settings)
+      : kernel("matmul", source, variant === "tiled32" ? "tiled" : variant, settings);
+  kernels.set(key, found);
+  return found;
 }
 
-/** Settings of `registers`: whole vectors along the contiguous axis, or any strides. */
-function registerSettings(a: Layout, b: Layout): Settings {
-  const settings: Settings = {};
-  const aByK = a.at[2] === 1 && a.divides(4, "rows");
-  const aByM = a.at[1] === 1 && a.divides(4, "columns");
-  const bByN = b.at[2] === 1 && b.divides(4, "rows");
-  const bByK = b.at[1] === 1 && b.divides(4, "columns");
-  if (!aByK && !aByM) settings.a_at = `return vec4<f32>(${scalars("a", 4)});`;
-  if (!bByK && !bByN) settings.b_at = `return vec4<f32>(${scalars("b", 4)});`;
-  return { ...settings, A_BY_K: `${aByK || !aByM}`, B_BY_K: `${bByK || !bByN}` };
-}
+const four = (list: readonly number[], fill: number) => [...Array<number>(4 - list.length).fill(fill), ...list];
 
 /**
- * Records y = act(a · b + bias) into the dense tensor `y` [..., m, n] from a [..., m, k] and b [..., k, n], both with any
- * strides; leading axes broadcast. Neither is copied.
+ * Records y = act(a · b + bias) into `y` [..., m, n] from a [..., m, k] and b [..., k, n], both with any strides; leading
+ * axes broadcast. Neither is copied. y may be a view whose columns are contiguous and whose matrices are evenly spaced.
  * @throws ShapeError when the batch has more than four axes that cannot be merged
  */
-export function launchMatmul(
-  y: Tensor,
-  a: Tensor,
-  b: Tensor,
-  { bias, activation = "none", plan }: Epilogue = {},
-): void {
+export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue = {}): void {
   const { engine } = y;
+  const { bias, biasOf = "columns", activation = "none" } = options;
   if (y.size === 0) return;
   let [m, n, k] = [a.shape.at(-2)!, b.shape.at(-1)!, a.shape.at(-1)!];
-  let lead = y.shape.slice(0, -2);
+  const lead = y.shape.slice(0, -2);
   const strides = (t: Tensor) => expandStrides(t.shape.slice(0, -2), t.strides.slice(0, -2), lead);
-  let walk = collapse(lead, [strides(a), strides(b)]);
-  // One b for all matrices of a: their rows become the rows of one matrix where the strides allow it.
-  let rowStride = a.strides.at(-2)!;
-  const last = walk.shape.length - 1;
-  if (last >= 0 && walk.strides[1][last] === 0 && (m === 1 || walk.strides[0][last] === m * rowStride)) {
-    if (m === 1) rowStride = walk.strides[0][last];
-    m *= walk.shape[last];
-    lead = walk.shape.slice(0, last);
-    walk = { shape: lead, strides: walk.strides.map((s) => s.slice(0, last)) };
-  }
-  if (walk.shape.length > 4)
-    throw new ShapeError(
-      `matmul: ${show(y.shape.slice(0, -2))} has more than 4 batch axes that cannot be merged; reshape it to fewer.`,
+  const matrices = collapse(lead, [y.strides.slice(0, -2)]);
+  if ((n > 1 && y.strides.at(-1) !== 1) || matrices.shape.length > 1)
+    throw new EspalierError(
+      `matmul: cannot write into ${show(y.shape)} with strides ${show(y.strides)}; make it dense.`,
     );
-  const batch = lead.reduce((x, z) => x * z, 1);
-  const { variant, split } = plan ?? planMatmul(engine, batch, m, n, k);
+  const step = matrices.strides[0][0] ?? 0;
+  let {
+    shape: batch,
+    strides: [batchA, batchB],
+  } = collapse(lead, [strides(a), strides(b)]);
   // The stride of an axis of size 1 says nothing.
-  const la = layoutOf(a.offset, m > 1 ? rowStride : 0, k > 1 ? a.strides.at(-1)! : 1, walk.strides[0]);
-  const lb = layoutOf(b.offset, k > 1 ? b.strides.at(-2)! : 0, n > 1 ? b.strides.at(-1)! : 1, walk.strides[1]);
-
-  const pad = (list: readonly number[], fill: number) => [...Array<number>(4 - list.length).fill(fill), ...list];
-  const chunk = split > 1 ? Math.ceil(k / split / 16) * 16 : k;
+  let rowA = m > 1 ? a.strides.at(-2)! : 0;
+  let rowY = y.strides.at(-2)!;
+  const last = batch.length - 1;
+  // One b for neighbouring matrices of a: their rows become the rows of one matrix where the strides allow it.
+  if (
+    last >= 0 &&
+    batchB[last] === 0 &&
+    biasOf === "columns" &&
+    (m === 1 || (batchA[last] === m * rowA && step === m * rowY))
+  ) {
+    if (m === 1) [rowA, rowY] = [batchA[last], step];
+    m *= batch[last];
+    [batch, batchA, batchB] = [batch.slice(0, last), batchA.slice(0, last), batchB.slice(0, last)];
+  }
+  if (batch.length > 4)
+    throw new ShapeError(
+      `matmul: ${show(lead)} has more than 4 batch axes that cannot be merged; reshape it to fewer.`,
+    );
+  const count = sizeOf(batch);
+  const { variant, split } = options.plan ?? planMatmul(engine, count, m, n, k);
+  const la: Layout = { offset: a.offset, row: rowA, column: k > 1 ? a.strides.at(-1)! : 1, batch: batchA };
+  const lb: Layout = {
+    offset: b.offset,
+    row: k > 1 ? b.strides.at(-2)! : 0,
+    column: n > 1 ? b.strides.at(-1)! : 1,
+    batch: batchB,
+  };
+  const lanes = variant === "lanes" ? lanesOf(engine) : 0;
+  const [down, across] = tileOf(variant, lanes, contiguous(lb, 1) === "column");
+  const tiles = Math.ceil(m / down) * Math.ceil(n / across);
+  const whole = [y.offset, rowY, batch.length ? (m === a.shape.at(-2) ? step : m * rowY) : 0, 0];
   const params: Params = {
     m,
     n,
     k,
-    size: y.size,
-    tiles: 0,
-    across: 0,
+    tiles,
     split,
-    chunk,
+    size: count * m * n,
+    across: Math.ceil(n / across),
     first: 0,
-    has_bias: 0,
-    activation: 0,
-    batch: pad(walk.shape, 1),
-    a: la.at,
-    b: lb.at,
-    a_batch: pad(la.batch, 0),
-    b_batch: pad(lb.batch, 0),
+    // Shares start at multiples of 16, so that vectors and pairs of k never straddle two of them.
+    chunk: split > 1 ? Math.ceil(k / split / 16) * 16 : k,
+    has_bias: bias ? (biasOf === "rows" ? 2 : 1) : 0,
+    activation: activationNames.indexOf(activation),
+    batch: four(batch, 1),
+    a: [la.offset, la.row, la.column, 0],
+    b: [lb.offset, lb.row, lb.column, 0],
+    a_batch: four(batchA, 0),
+    b_batch: four(batchB, 0),
+    to: whole,
   };
-  const epilogue: Params = { has_bias: bias ? 1 : 0, activation: activationNames.indexOf(activation) };
-  const operands = (kernelBindings: readonly { name: string; type: string }[], to: Tensor) =>
-    Object.fromEntries(
-      kernelBindings
-        .filter((x) => x.type !== "uniform")
-        .map(({ name }) => [
-          name,
-          name === "bias" ? (bias ?? strided(a)) : name[0] === "a" ? strided(a) : name[0] === "b" ? strided(b) : to,
-        ]),
-    );
-  const types = (to: DType): Settings => ({ T: a.dtype, TY: to });
-
+  const spread = bias ?? strided(a);
+  const shares = split > 1 ? engine.empty([count, split, m, n], "f32", "matmul") : undefined;
+  const main = kernelFor(variant, la, lb, k % 4 !== 0, lanes, a.dtype, shares ? "f32" : y.dtype);
+  const tensors: Record<string, Tensor | Strided> = {};
+  for (const { name, type } of main.bindings)
+    if (type !== "uniform")
+      tensors[name] = name === "bias" ? spread : strided(name[0] === "a" ? a : name[0] === "b" ? b : (shares ?? y));
   if (variant === "naive") {
-    const naive = kernel("matmul", source, "naive", types(y.dtype));
-    engine.launch(naive, operands(naive.bindings, y), { ...params, ...epilogue }, Math.ceil(y.size / 64));
+    engine.launch(main, tensors, params, Math.ceil(y.size / 64));
     return;
   }
-  const lanes = lanesOf(engine);
-  // Fewer rows would only save a little work, and cost another compilation.
-  const rows = 16;
-  const byK = lb.at[1] === 1 && lb.at[2] !== 1;
-  const [down, across] = tileOf(variant, lanes, rows, byK);
-  const tiles = Math.ceil(m / down) * Math.ceil(n / across);
-  const to = split > 1 ? engine.empty([batch, split, m, n], "f32", "matmul") : y;
-  const settings = types(to.dtype);
-  if (variant === "lanes") Object.assign(settings, laneSettings(lb), { LANES: lanes });
-  else if (variant === "registers") Object.assign(settings, registerSettings(la, lb), { TAIL: `${k % 4 !== 0}` });
-  else if (variant === "skinny") Object.assign(settings, { B_BY_K: `${byK}`, COLUMNS: across });
-  else
-    Object.assign(settings, {
-      A_BY_K: `${la.at[2] === 1}`,
-      B_BY_K: `${byK}`,
-      TILE: down,
-      SIDE: down / 4,
-      TILED: (down / 4) ** 2,
-    });
-  const main =
-    variant === "lanes"
-      ? kernel("matmul_lanes", lanesSource, "lanes", settings)
-      : kernel("matmul", source, variant === "tiled32" ? "tiled" : variant, settings);
+  const partial = shares ? { ...params, has_bias: 0, activation: 0, to: [0, n, m * n, 0] } : params;
   const most = engine.limits.maxComputeWorkgroupsPerDimension;
   const wide = Math.min(tiles, most);
-  for (let first = 0; first < batch * split; first += most)
-    engine.launch(
-      main,
-      operands(main.bindings, to),
-      {
-        ...params,
-        ...(split > 1 ? {} : epilogue),
-        tiles,
-        across: Math.ceil(n / across),
-        first,
-      },
-      [wide, Math.ceil(tiles / wide), Math.min(most, batch * split - first)],
-    );
-  if (split > 1) {
-    const merge = kernel("matmul", source, "merge", types(y.dtype));
-    engine.launch(
-      merge,
-      { shares: to, bias: bias ?? strided(a), y },
-      { ...params, ...epilogue },
-      Math.ceil(y.size / 64),
-    );
-    to.dispose();
-  }
+  for (let first = 0; first < count * split; first += most)
+    engine.launch(main, tensors, { ...partial, first }, [
+      wide,
+      Math.ceil(tiles / wide),
+      Math.min(most, count * split - first),
+    ]);
+  if (!shares) return;
+  const merge = kernel("matmul", source, "merge", { T: a.dtype, TY: y.dtype });
+  engine.launch(merge, { shares, bias: spread, y: strided(y) }, params, Math.ceil(y.size / 64));
+  shares.dispose();
 }
