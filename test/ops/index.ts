@@ -1,15 +1,31 @@
 import { test as attention } from "./attention.js";
 import type { OpTest } from "./case.js";
 import { test as elementwise } from "./elementwise.js";
+import { test as gather } from "./gather.js";
+import { test as join } from "./join.js";
 import { test as loss } from "./loss.js";
 import { test as matmul } from "./matmul.js";
-import { test as join } from "./join.js";
 import { test as norm } from "./norm.js";
 import { test as random } from "./random.js";
 import { test as reduce } from "./reduce.js";
 import { test as slice } from "./slice.js";
 import { test as softmax } from "./softmax.js";
 import { test as view } from "./view.js";
+import { test as walk } from "./walk.js";
 
 /** One entry per stem: the registry loop runs them in Node and in the browser. */
-export const opTests: Record<string, OpTest> = { attention, elementwise, join, loss, matmul, norm, random, reduce, slice, softmax, view };
+export const opTests: Record<string, OpTest> = {
+  attention,
+  elementwise,
+  gather,
+  join,
+  loss,
+  matmul,
+  norm,
+  random,
+  reduce,
+  slice,
+  softmax,
+  view,
+  walk,
+};
