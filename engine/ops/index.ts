@@ -1,5 +1,6 @@
 export * from "./attention.js";
 export * from "./elementwise.js";
+export * from "./gather.js";
 export * from "./join.js";
 export * from "./loss.js";
 export * from "./matmul.js";
