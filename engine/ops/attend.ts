@@ -1,6 +1,6 @@
-import lanes from "../../shaders/attention/lanes.wgsl";
-import naive from "../../shaders/attention/naive.wgsl";
-import tiles from "../../shaders/attention/tiles.wgsl";
+import lanes from "../../shaders/attention_lanes.wgsl";
+import naive from "../../shaders/attention.wgsl";
+import tiles from "../../shaders/attention_tiles.wgsl";
 import { isFloat } from "../dtype.js";
 import type { Engine } from "../engine.js";
 import { FeatureError, ShapeError } from "../errors.js";

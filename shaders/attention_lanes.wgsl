@@ -1,5 +1,5 @@
 // Attention for processors that run a subgroup's lanes as one vector instruction: names, formulas and layouts are those of
-// naive.wgsl, the running maximum and sum those of https://arxiv.org/abs/2205.14135.
+// attention.wgsl, the running maximum and sum those of https://arxiv.org/abs/2205.14135.
 //
 // A workgroup is one subgroup of LANES invocations and owns LANES rows of the result (keys in backward_key). It walks the
 // other axis in tiles of LANES. First lane r is row r: it multiplies its own elements with those of the tile's rows, each

@@ -1,4 +1,4 @@
-// Attention for GPUs: names, formulas and layouts are those of naive.wgsl, the running maximum and sum those of
+// Attention for GPUs: names, formulas and layouts are those of attention.wgsl, the running maximum and sum those of
 // https://arxiv.org/abs/2205.14135.
 //
 // A workgroup owns ROWS rows of the result (keys in backward_key) of each of PACK heads; an invocation owns one row and
