@@ -1,12 +1,13 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { createEngine, Key, type Tensor } from "../../engine/index.js";
+import { conv2d, conv3d, createEngine, Key, type Tensor } from "../../engine/index.js";
 import { normal, ones } from "../../model/init.js";
-import { Linear } from "../../model/layers.js";
+import { Conv2d, Conv3dPatch, Embedding, LayerNorm, Linear, Mlp } from "../../model/layers.js";
 import { Module } from "../../model/module.js";
 import { memorySink, openSafetensors, writeSafetensors } from "../../model/safetensors.js";
 import { StateError } from "../../model/state.js";
 import { AdamW, EMA } from "../../train/optim.js";
+import { near } from "./compare.js";
 
 const test = suite("module");
 const engine = await createEngine();
@@ -242,6 +243,53 @@ test("freezing by pattern, and gradients dropped", () => {
   );
   assert.throws(() => m.setRequiresGrad(true, "step.*"), /nothing matches "step\.\*"; there are to_gate\.weight/);
   m.dispose();
+});
+
+test("layers are the ops with their parameters in the original's shapes", async () => {
+  const x = normal(1)(engine, [2, 3, 4, 6, 6], key, "f32");
+  const patches = new Conv3dPatch(engine, 3, 5, [2, 3, 2], { key, biasInit: normal(1) });
+  assert.equal([...patches.weight.shape], [5, 3, 2, 3, 2]);
+  const whole = conv3d(x, patches.weight, patches.bias, { stride: [2, 3, 2] }).permute([0, 2, 3, 4, 1]);
+  await near("patches", patches.forward(x), { shape: [2, 2, 2, 3, 5], data: await whole.data() }, 1e-5);
+  assert.throws(
+    () => patches.forward(x.slice(4, 0, 5)),
+    /must be multiples of the patch: T, H, W = 4, 6, 5 with patch 2, 3, 2; take 4, 6, 6/,
+  );
+  assert.throws(() => patches.forward(x.slice(1, 0, 2)), /patches: needs \[B, 3, T, H, W\]/);
+
+  const image = x.slice(2, 0, 1).squeeze(2); // [2, 3, 6, 6]
+  const conv = new Conv2d(engine, 3, 4, 3, { key, stride: 2, padding: 1, biasInit: normal(1) });
+  const direct = conv2d(image, conv.weight, conv.bias, { stride: 2, padding: 1 });
+  await near("conv", conv.forward(image), { shape: [2, 4, 3, 3], data: await direct.data() }, 0);
+  assert.is(new Conv2d(engine, 3, 4, 1, { key, bias: false }).countParameters(), 12);
+
+  const words = new Embedding(engine, 7, 3, { key });
+  const table = await words.weight.data();
+  const rows = words.forward(engine.tensor(Int32Array.of(6, 0, 6), [3, 1]));
+  await near(
+    "embedding",
+    rows,
+    { shape: [3, 1, 3], data: [6, 0, 6].flatMap((r) => [...table.slice(3 * r, 3 * r + 3)]) },
+    0,
+  );
+
+  const norm = new LayerNorm(engine, 6, { key });
+  assert.equal([...(await norm.weight!.data())], [1, 1, 1, 1, 1, 1]);
+  const plain = new LayerNorm(engine, 6, { affine: false });
+  assert.is(plain.namedParameters().length, 0);
+  await near("norm", norm.forward(x), { data: await plain.forward(x).data() }, 1e-6);
+  const line = await plain.forward(engine.tensor([1, 2, 3, 4, 5, 6])).data();
+  await near(
+    "norm by hand",
+    line,
+    { data: [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5].map((v) => v / Math.sqrt(35 / 12 + 1e-5)) },
+    1e-6,
+  );
+
+  const mlp = new Mlp(engine, 3, 8, 2, { key });
+  assert.equal(Object.keys(mlp.stateDict()), ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]);
+  assert.equal([...mlp.forward(engine.ones([4, 3])).shape], [4, 2]);
+  engine.tape.truncate(0);
 });
 
 test("activations in one launch or two give the same numbers", async () => {

@@ -51,7 +51,9 @@ const wave = (shape: number[], pace: number) =>
   );
 
 test("the golden model: activations, outputs and every gradient", async () => {
-  const [weights, io, grads] = await Promise.all(["stdit_a_weights", "stdit_a_io", "stdit_a_grads"].map(golden));
+  const [weights, io, grads] = await Promise.all(
+    ["stdit_a_weights", "stdit_a_io", "stdit_a_grads"].map((name) => golden(name)),
+  );
   const { checks, worst, failures } = await checkSTDiT(engine, { weights, io, grads });
   console.log(
     `\n  ${checks} checks; worst ${Object.entries(worst)
