@@ -8,6 +8,7 @@ import { test as matmul } from "./matmul.js";
 import { test as norm } from "./norm.js";
 import { test as random } from "./random.js";
 import { test as reduce } from "./reduce.js";
+import { test as rotary } from "./rotary.js";
 import { test as slice } from "./slice.js";
 import { test as softmax } from "./softmax.js";
 import { test as view } from "./view.js";
@@ -24,6 +25,7 @@ export const opTests: Record<string, OpTest> = {
   norm,
   random,
   reduce,
+  rotary,
   slice,
   softmax,
   view,
