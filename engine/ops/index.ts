@@ -1,4 +1,5 @@
 export * from "./attention.js";
+export * from "./conv.js";
 export * from "./elementwise.js";
 export * from "./gather.js";
 export * from "./join.js";
@@ -11,4 +12,5 @@ export * from "./rotary.js";
 export { flip, pad, slice } from "./slice.js";
 export { logSoftmax, maskedSoftmax, softmax } from "./softmax.js";
 export { globalNorm } from "./update.js";
+export * from "./upsample.js";
 export * from "./view.js";
