@@ -1,14 +1,22 @@
-// npm run page [-- --port N]: builds examples/page and serves it on this machine only. Reloading rebuilds. Beside the
-// page's own files, /model/text/ and /train/embedded/ hold the word table and the clips of the repository.
-import { join, relative } from "node:path";
+// npm run page [-- --port N] [--checkpoint FILE]: builds examples/page and serves it on this machine only. Reloading
+// rebuilds. Beside the page's own files, /model/text/ and /train/embedded/ hold the word table and the clips of the
+// repository, and /checkpoint.json names the model that the page opens by itself.
+import { existsSync, statSync } from "node:fs";
+import { basename, join, relative, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { pageContext, root } from "./bundle.mjs";
 import { folder, serve } from "./serve.mjs";
 
-const { values } = parseArgs({ options: { port: { type: "string", default: "8080" } } });
+const { values } = parseArgs({
+  options: { port: { type: "string", default: "8080" }, checkpoint: { type: "string" } },
+});
 const port = Number(values.port);
 if (!Number.isInteger(port) || port < 0 || port > 65535)
   fail(`--port must be a whole number from 0 to 65535: "${values.port}"`);
+const checkpoint = resolve(values.checkpoint ?? join(root, "examples/checkpoints/easy.safetensors"));
+const hasCheckpoint = existsSync(checkpoint) && statSync(checkpoint).isFile();
+if (values.checkpoint && !hasCheckpoint) fail(`no such file: --checkpoint ${values.checkpoint}`);
+const checkpointPath = hasCheckpoint ? `/checkpoint/${basename(checkpoint)}` : null;
 
 const home = join(root, "examples/page");
 const context = await pageContext([join(home, "main.ts"), join(home, "worker.ts")], home);
@@ -28,6 +36,11 @@ async function find(path) {
     built = (await build()) ?? built;
     return files("/index.html");
   }
+  if (path === "/checkpoint.json") {
+    const address = checkpointPath && encodeURI(checkpointPath);
+    return { body: JSON.stringify({ path: address }) };
+  }
+  if (path === checkpointPath) return { file: checkpoint };
   const body = built.get(path);
   if (body) return { body };
   return files(path) ?? (/^\/(model\/text|train\/embedded)\//.test(path) ? repository(path) : undefined);
