@@ -25,7 +25,9 @@ export interface Node {
 
 type Operator = (n: Node) => Value[];
 
-const attr = <T>(n: Node, name: string, fallback: T): T => (n.node.attributes[name] as T | undefined) ?? fallback;
+type Widened<T> = T extends number ? number : T extends string ? string : T;
+const attr = <T>(n: Node, name: string, fallback: T): Widened<T> =>
+  ((n.node.attributes[name] as T | undefined) ?? fallback) as Widened<T>;
 const float = (n: Node, i = 0): Value => {
   const v = n.inputs[i];
   if (!v) throw new NotCovered(`input ${i} left out`);
