@@ -2,16 +2,16 @@
 import "./methods.js";
 
 export { checkpoint } from "./checkpoint.js";
-export type { Data, DType, TypedArray } from "./dtype.js";
 export { type DeviceInfo, platform } from "./device/adapter.js";
+export type { Data, DType, TypedArray } from "./dtype.js";
 export { createEngine, Engine, type EngineOptions } from "./engine.js";
 export * from "./errors.js";
 export { Flat } from "./flat.js";
 export * from "./inspect/index.js";
-export * from "./ops/index.js";
-export { launchElementwise } from "./ops/walk.js";
-export { launchAdamW, launchEma } from "./ops/update.js";
 export { registry } from "./op.js";
+export * from "./ops/index.js";
+export { launchAdamW, launchEma } from "./ops/update.js";
+export { launchElementwise } from "./ops/walk.js";
 export { Key } from "./random/key.js";
 export type { Shape } from "./shape.js";
 export { Tensor } from "./tensor.js";

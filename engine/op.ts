@@ -92,7 +92,8 @@ function run<I extends string, A>(contract: Contract<I, A>, given: Record<I, Ten
       continue;
     }
     t.check(name);
-    if (t.engine !== engine) throw new EspalierError(`${name}: "${k}" belongs to another engine; make it with the same engine.`);
+    if (t.engine !== engine)
+      throw new EspalierError(`${name}: "${k}" belongs to another engine; make it with the same engine.`);
   }
   // Needs are decided on what the user gave, before dense copies are made.
   const differentiable = (k: I) => given[k]?.requiresGrad === true && contract.grad?.[k] !== undefined;
@@ -106,10 +107,16 @@ function run<I extends string, A>(contract: Contract<I, A>, given: Record<I, Ten
       Object.assign(inputs, given);
     } else {
       const specs = [contract.infer!(given, attrs)].flat();
-      for (const k of names) inputs[k] = contract.strided?.includes(k) ? given[k] : engine.noGrad(() => engine.dense(given[k]));
+      for (const k of names)
+        inputs[k] = contract.strided?.includes(k) ? given[k] : engine.noGrad(() => engine.dense(given[k]));
       outs = specs.map((s) => engine.empty(s.shape, s.dtype, name));
       const call: Call<I, A> = {
-        engine, in: inputs, attrs, out: outs[0], outs, recording,
+        engine,
+        in: inputs,
+        attrs,
+        out: outs[0],
+        outs,
+        recording,
         save: (key, t) => {
           extra[key] = t;
         },
@@ -123,8 +130,13 @@ function run<I extends string, A>(contract: Contract<I, A>, given: Record<I, Ten
 }
 
 function record<I extends string, A>(
-  engine: Engine, contract: Contract<I, A>, given: Record<I, Tensor>, inputs: Record<I, Tensor>,
-  outs: Tensor[], extra: Record<string, Tensor>, attrs: A,
+  engine: Engine,
+  contract: Contract<I, A>,
+  given: Record<I, Tensor>,
+  inputs: Record<I, Tensor>,
+  outs: Tensor[],
+  extra: Record<string, Tensor>,
+  attrs: A,
 ): void {
   const { name } = contract;
   const names = contract.inputs.filter((k) => given[k] !== undefined);
@@ -157,7 +169,10 @@ function record<I extends string, A>(
     module,
     attrs,
     inputs: names.map((k) => ({
-      name: k, uid: given[k].uid, shape: given[k].shape, needs: needs[k],
+      name: k,
+      uid: given[k].uid,
+      shape: given[k].shape,
+      needs: needs[k],
       leaf: needs[k] && engine.tape.isLeaf(given[k]) ? given[k] : undefined,
     })),
     outputs: outs.map((o) => ({ uid: o.uid, shape: o.shape })),
@@ -169,7 +184,12 @@ function record<I extends string, A>(
       const cache = new Map<string, unknown>();
       const flowing = dys.map((d) => (d && !contract.stridedGrad ? engine.dense(d) : d));
       const c: Backward<I, A> = {
-        engine, attrs, needs, spec, dys: flowing, saved: kept,
+        engine,
+        attrs,
+        needs,
+        spec,
+        dys: flowing,
+        saved: kept,
         get dy() {
           if (!flowing[0]) throw new EspalierError(`${name} backward: nothing flowed back into its first output.`);
           return flowing[0];
@@ -181,7 +201,8 @@ function record<I extends string, A>(
         in: new Proxy(saved, {
           get: (target, key) => {
             const t = target[key as I];
-            if (!t && spec[key as I]) throw new EspalierError(`${name} backward: reads "${String(key)}", which the contract does not save.`);
+            if (!t && spec[key as I])
+              throw new EspalierError(`${name} backward: reads "${String(key)}", which the contract does not save.`);
             return t;
           },
         }),
@@ -200,7 +221,9 @@ export function sameDType(subject: string, ...tensors: (Tensor | undefined)[]): 
   const list = tensors.filter((t): t is Tensor => t !== undefined);
   for (const t of list)
     if (t.dtype !== list[0].dtype)
-      throw new DTypeError(`${subject}: dtypes differ: ${list.map((x) => x.dtype).join(" · ")}; convert one with to("${list[0].dtype}").`);
+      throw new DTypeError(
+        `${subject}: dtypes differ: ${list.map((x) => x.dtype).join(" · ")}; convert one with to("${list[0].dtype}").`,
+      );
   return list[0].dtype;
 }
 

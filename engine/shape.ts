@@ -43,7 +43,9 @@ export function checkShape(subject: string, shape: Shape): void {
 export function axis(subject: string, shape: Shape, dim: number): number {
   const n = shape.length;
   if (!Number.isInteger(dim) || dim < -n || dim >= Math.max(n, 1))
-    throw new ShapeError(`${subject}: axis ${dim} is out of range: ${show(shape)} has axes ${n ? `${-n} to ${n - 1}` : "none"}.`);
+    throw new ShapeError(
+      `${subject}: axis ${dim} is out of range: ${show(shape)} has axes ${n ? `${-n} to ${n - 1}` : "none"}.`,
+    );
   return dim < 0 ? dim + n : dim;
 }
 
@@ -82,7 +84,10 @@ export function expandStrides(shape: Shape, strides: readonly number[], target: 
  * Merges neighbouring axes that every operand walks as one, and drops axes of size 1, so that kernels see few axes.
  * `strides` has one list per operand.
  */
-export function collapse(shape: Shape, strides: readonly (readonly number[])[]): { shape: number[]; strides: number[][] } {
+export function collapse(
+  shape: Shape,
+  strides: readonly (readonly number[])[],
+): { shape: number[]; strides: number[][] } {
   const outShape: number[] = [];
   const out: number[][] = strides.map(() => []);
   for (let i = 0; i < shape.length; i++) {

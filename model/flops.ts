@@ -16,11 +16,21 @@ export function forwardFlops(c: STDiTConfig, latent: readonly [number, number, n
   const linear = (rows: number, inputs: number, outputs: number) => 2 * rows * inputs * outputs;
   const attention = (rows: number, keys: number) => 2 * 2 * rows * keys * C;
   const block =
-    2 * (linear(N, C, 3 * C) + linear(N, C, C)) + attention(N, S) + attention(N, T) +
-    linear(N, C, C) + linear(L, C, 2 * C) + linear(N, C, C) + attention(N, L) +
+    2 * (linear(N, C, 3 * C) + linear(N, C, C)) +
+    attention(N, S) +
+    attention(N, T) +
+    linear(N, C, C) +
+    linear(L, C, 2 * C) +
+    linear(N, C, C) +
+    attention(N, L) +
     2 * linear(N, C, c.mlpRatio * C);
   const rest =
-    linear(N, c.inChannels * values, C) + linear(1, 256, C) + linear(1, C, C) + linear(1, C, 6 * C) +
-    linear(L, c.captionChannels, C) + linear(L, C, C) + linear(N, C, values * outChannels(c));
+    linear(N, c.inChannels * values, C) +
+    linear(1, 256, C) +
+    linear(1, C, C) +
+    linear(1, C, 6 * C) +
+    linear(L, c.captionChannels, C) +
+    linear(L, C, C) +
+    linear(N, C, values * outChannels(c));
   return c.depth * block + rest;
 }

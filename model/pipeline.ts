@@ -1,12 +1,12 @@
-import { cat, ConfigError, type Engine, Key, nearest, normal, type Tensor } from "../engine/index.js";
+import { ConfigError, cat, type Engine, Key, nearest, normal, type Tensor } from "../engine/index.js";
 import type { Codec } from "./codec.js";
 import { ddim } from "./diffusion/ddim.js";
 import { ddpm } from "./diffusion/ddpm.js";
 import { dpmSolver } from "./diffusion/dpm.js";
-import { guided } from "./diffusion/guidance.js";
-import { euler, heun } from "./diffusion/ode.js";
 import type { Flow } from "./diffusion/flow.js";
+import { guided } from "./diffusion/guidance.js";
 import type { Objective } from "./diffusion/objective.js";
+import { euler, heun } from "./diffusion/ode.js";
 import type { Predict, Step } from "./diffusion/walk.js";
 import type { STDiT } from "./stdit.js";
 import type { TextEncoder } from "./text/encoder.js";
@@ -58,25 +58,46 @@ export interface Progress {
 }
 
 /** Shape of a request's clips: [B, 3, T, H, W]. */
-export function videoShape({ model, codec }: Pick<Pipeline, "model" | "codec">, request: SampleRequest): [number, number, number, number, number] {
+export function videoShape(
+  { model, codec }: Pick<Pipeline, "model" | "codec">,
+  request: SampleRequest,
+): [number, number, number, number, number] {
   const { latent, frames } = model.config;
   const [, , , h, w] = codec.latentShape([1, 3, 1, SCALE, SCALE]);
   const [ph, pw] = [SCALE / h, SCALE / w];
-  return [request.prompts.length, 3, request.frames ?? frames, request.height ?? latent[0] * ph, request.width ?? latent[1] * pw];
+  return [
+    request.prompts.length,
+    3,
+    request.frames ?? frames,
+    request.height ?? latent[0] * ph,
+    request.width ?? latent[1] * pw,
+  ];
 }
 /** A side that every codec's patch divides. */
 const SCALE = 5040;
 
 /** The sampler of a name, over a predictor. */
-function walk(name: SamplerName, predict: Predict, noise: Tensor, objective: Objective, request: SampleRequest, key: Key, signal?: AbortSignal): AsyncGenerator<Step, void> {
+function walk(
+  name: SamplerName,
+  predict: Predict,
+  noise: Tensor,
+  objective: Objective,
+  request: SampleRequest,
+  key: Key,
+  signal?: AbortSignal,
+): AsyncGenerator<Step, void> {
   const { steps = 16, eta = 0 } = request;
   const known = samplersOf(objective);
   if (!known.includes(name)) {
     const guess = nearest(name, known);
-    throw new ConfigError(`sample: sampler "${name}" does not fit a model trained with ${objective.kind}; ${guess ? `did you mean "${guess}"?` : "take"} (${known.join(", ")})`);
+    throw new ConfigError(
+      `sample: sampler "${name}" does not fit a model trained with ${objective.kind}; ${guess ? `did you mean "${guess}"?` : "take"} (${known.join(", ")})`,
+    );
   }
-  if (eta !== 0 && name !== "ddim") throw new ConfigError(`sample: eta has no use with sampler "${name}"; only ddim adds noise by it.`);
-  if (objective.kind === "flow") return (name === "euler" ? euler : heun)(predict, noise, { steps, shift: (objective as Flow).shift, signal });
+  if (eta !== 0 && name !== "ddim")
+    throw new ConfigError(`sample: eta has no use with sampler "${name}"; only ddim adds noise by it.`);
+  if (objective.kind === "flow")
+    return (name === "euler" ? euler : heun)(predict, noise, { steps, shift: (objective as Flow).shift, signal });
   const predicts = objective.kind === "v" ? "v" : "eps";
   if (name === "ddim") return ddim(predict, noise, { steps, predicts, eta, key, signal });
   if (name === "ddpm") return ddpm(predict, noise, { steps, predicts, key, signal });
@@ -89,7 +110,11 @@ function walk(name: SamplerName, predict: Predict, noise: Tensor, objective: Obj
  * @param signal stops before the next step with AbortedError
  * @throws ConfigError for prompts or options that cannot be, ShapeError for sizes that do not fit
  */
-export async function* sampleClips(pipeline: Pipeline, request: SampleRequest, signal?: AbortSignal): AsyncGenerator<Progress, void> {
+export async function* sampleClips(
+  pipeline: Pipeline,
+  request: SampleRequest,
+  signal?: AbortSignal,
+): AsyncGenerator<Progress, void> {
   const { model, codec, objective, text } = pipeline;
   const { engine } = model;
   const { guidance = 1.5, cfgChannels, seed = 0, sampler = samplersOf(objective)[0] } = request;
@@ -110,7 +135,9 @@ export async function* sampleClips(pipeline: Pipeline, request: SampleRequest, s
       const last = step.i === step.steps - 1;
       const believed = last ? step.x : step.x0;
       yield {
-        step: step.i + 1, steps: step.steps, t: step.t,
+        step: step.i + 1,
+        steps: step.steps,
+        t: step.t,
         video: async () => {
           const video = engine.noGrad(() => engine.scope(() => codec.decode(believed))); // [B, 3, T, H, W]
           try {
@@ -134,7 +161,11 @@ function noiseOf(engine: Engine, key: Key, [B, ...rest]: readonly number[]): Ten
 }
 
 /** Runs a request to its end: the clips, [B, 3, T, H, W] in [-1, 1] row by row. */
-export async function sample(pipeline: Pipeline, request: SampleRequest, options: { signal?: AbortSignal; onStep?: (p: Progress) => void } = {}): Promise<{ video: Float32Array; shape: readonly number[] }> {
+export async function sample(
+  pipeline: Pipeline,
+  request: SampleRequest,
+  options: { signal?: AbortSignal; onStep?: (p: Progress) => void } = {},
+): Promise<{ video: Float32Array; shape: readonly number[] }> {
   let video: Float32Array | undefined;
   for await (const progress of sampleClips(pipeline, request, options.signal)) {
     options.onStep?.(progress);

@@ -15,9 +15,15 @@ export interface Arguments {
  * Reads a command's own few options; `--help` is always one.
  * @throws ConfigError for an unknown option (with the nearest), a missing value, or a value of the wrong kind
  */
-export function parseArguments(command: string, args: readonly string[], takes: Readonly<Record<string, Takes>>): Arguments {
+export function parseArguments(
+  command: string,
+  args: readonly string[],
+  takes: Readonly<Record<string, Takes>>,
+): Arguments {
   const known: Record<string, Takes> = { ...takes, help: "switch" };
-  const options = Object.fromEntries(Object.entries(known).map(([name, kind]) => [name, { type: kind === "switch" ? "boolean" : "string" } as const]));
+  const options = Object.fromEntries(
+    Object.entries(known).map(([name, kind]) => [name, { type: kind === "switch" ? "boolean" : "string" } as const]),
+  );
   const { tokens } = parseArgs({ args: [...args], options, strict: false, allowPositionals: true, tokens: true });
   const values: Arguments["values"] = {};
   const words: string[] = [];
@@ -28,7 +34,11 @@ export function parseArguments(command: string, args: readonly string[], takes: 
     const kind = Object.hasOwn(known, name) ? known[name] : undefined;
     if (kind === undefined || !rawName.startsWith("--")) {
       const guess = nearest(name, Object.keys(known));
-      throw new ConfigError(`${command}: unknown option ${rawName}${guess ? `; did you mean --${guess}?` : ""} (${Object.keys(known).map((k) => `--${k}`).join(", ")})`);
+      throw new ConfigError(
+        `${command}: unknown option ${rawName}${guess ? `; did you mean --${guess}?` : ""} (${Object.keys(known)
+          .map((k) => `--${k}`)
+          .join(", ")})`,
+      );
     }
     if (kind === "switch") {
       values[name] = true;
@@ -36,8 +46,15 @@ export function parseArguments(command: string, args: readonly string[], takes: 
     }
     if (value === undefined) throw new ConfigError(`${command}: --${name} needs a value`);
     const number = Number(value);
-    if (kind !== "text" && (value.trim() === "" || !Number.isFinite(number) || (kind === "whole" && (!Number.isInteger(number) || number < 0))))
-      throw new ConfigError(`${command}: --${name} takes ${kind === "whole" ? "a whole number from 0" : "a number"}: got "${value}"`);
+    if (
+      kind !== "text" &&
+      (value.trim() === "" ||
+        !Number.isFinite(number) ||
+        (kind === "whole" && (!Number.isInteger(number) || number < 0)))
+    )
+      throw new ConfigError(
+        `${command}: --${name} takes ${kind === "whole" ? "a whole number from 0" : "a number"}: got "${value}"`,
+      );
     values[name] = kind === "text" ? value : number;
   }
   return { values, words, help: values.help === true };

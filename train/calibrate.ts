@@ -10,11 +10,21 @@ import type { Source } from "./source.js";
  * Seconds that one training step of a configuration takes here, measured on a throw-away model: the first step, which
  * compiles kernels, is not counted. Gives up early when the steps are clearly slower than `limit`.
  */
-export async function secondsPerStep(engine: Engine, config: Config, source: Source, limit = Number.POSITIVE_INFINITY, steps = 4): Promise<number> {
+export async function secondsPerStep(
+  engine: Engine,
+  config: Config,
+  source: Source,
+  limit = Number.POSITIVE_INFINITY,
+  steps = 4,
+): Promise<number> {
   const setup = await newSetup(engine, config, source);
   const parameters = Object.fromEntries(setup.model.namedParameters());
   const [optimizer, ema] = [new AdamW(parameters), new EMA(parameters, config.ema)];
-  const batches = new Batches(source.dataset, setup.text, { batchSize: config.train.batchSize, conditionDropout: 0.1, seed: config.run.seed });
+  const batches = new Batches(source.dataset, setup.text, {
+    batchSize: config.train.batchSize,
+    conditionDropout: 0.1,
+    seed: config.run.seed,
+  });
   const step = async (i: number) => {
     const batch = await batches.get(i);
     const start = performance.now();

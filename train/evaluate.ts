@@ -23,7 +23,13 @@ export interface Evaluation {
 
 /** The sampling part of a configuration as a request. */
 export const requestOf = ({ sample: s }: Config, prompts: string[], seed: number): SampleRequest => ({
-  prompts, seed, sampler: s.sampler, steps: s.steps, guidance: s.guidance, cfgChannels: s.cfgChannels, ...(s.sampler === "ddim" && { eta: s.eta }),
+  prompts,
+  seed,
+  sampler: s.sampler,
+  steps: s.steps,
+  guidance: s.guidance,
+  cfgChannels: s.cfgChannels,
+  ...(s.sampler === "ddim" && { eta: s.eta }),
 });
 
 /** Cuts [B, 3, T, H, W] into clips. */
@@ -36,16 +42,28 @@ export function clipsOf(video: Float32Array, [B, , frames, height, width]: reado
  * Samples captions of combinations that were never trained and judges the clips by colour, motion and class.
  * @param count clips; combinations are taken in turn, each time with other noise
  */
-export async function evaluate(pipeline: Pipeline, config: Config, source: Source, count: number, onProgress: (done: number) => void = () => {}): Promise<Evaluation> {
+export async function evaluate(
+  pipeline: Pipeline,
+  config: Config,
+  source: Source,
+  count: number,
+  onProgress: (done: number) => void = () => {},
+): Promise<Evaluation> {
   const { world, sprites } = source.composed!;
   const specs = combinations(world, "heldOut");
   const judges = new SpriteJudge(sprites.only(world.classes));
   const clips: JudgedClip[] = [];
   const batch = Math.max(1, config.sample.count);
   while (clips.length < count) {
-    const asked = Array.from({ length: Math.min(batch, count - clips.length) }, (_, i) => specs[(clips.length + i) % specs.length]);
+    const asked = Array.from(
+      { length: Math.min(batch, count - clips.length) },
+      (_, i) => specs[(clips.length + i) % specs.length],
+    );
     // Each batch has a seed of its own, so that repeated captions meet other noise.
-    const { video, shape } = await sample(pipeline, requestOf(config, asked.map(captionOf), config.run.seed + clips.length));
+    const { video, shape } = await sample(
+      pipeline,
+      requestOf(config, asked.map(captionOf), config.run.seed + clips.length),
+    );
     clipsOf(video, shape).forEach((clip, i) => {
       const verdict = judge(clip.video, world, judges);
       clips.push({ spec: asked[i], caption: captionOf(asked[i]), clip, verdict, marks: mark(verdict, asked[i]) });

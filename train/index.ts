@@ -1,5 +1,5 @@
 /** The public surface of training, for Node: data, optimizer, the loop, judges and reports. */
-export { type Batch, type BatchOptions, Batches } from "./batch.js";
+export { type Batch, Batches, type BatchOptions } from "./batch.js";
 export { type Checkpoint, CheckpointFolder, openCheckpoint } from "./checkpoint.js";
 export { type Config, type ConfigInput, describe, parseConfig } from "./config.js";
 export { embeddedDir, wordEncoder, wordTable } from "./data/assets.js";
@@ -9,13 +9,32 @@ export { FolderDataset, type FolderOptions } from "./data/folder.js";
 export { fitPatches, type PatchFit } from "./data/pca.js";
 export { loadSprites } from "./data/sprites.js";
 export { WorldDataset, type WorldDatasetOptions } from "./data/stream.js";
-export { CLASSES, COLOURS, captionOf, combinations, isHeldOut, MOTIONS, type Spec, type World, WORLDS, world } from "./data/world.js";
+export {
+  CLASSES,
+  COLOURS,
+  captionOf,
+  combinations,
+  isHeldOut,
+  MOTIONS,
+  type Spec,
+  WORLDS,
+  type World,
+  world,
+} from "./data/world.js";
 export { type Evaluation, evaluate, type JudgedClip } from "./evaluate.js";
 export { judge, type Marks, mark, type Verdict } from "./judge/judge.js";
 export { SpriteJudge } from "./judge/sprite.js";
 export { JsonLog, readLog } from "./log.js";
 export { lossOf, type StepInfo, type TrainOptions, train } from "./loop.js";
-export { encodeAnimatedWebp, encodeGif, type VideoClip, writeAnimatedWebp, writeContactSheet, writeGif, writeMp4 } from "./media.js";
+export {
+  encodeAnimatedWebp,
+  encodeGif,
+  type VideoClip,
+  writeAnimatedWebp,
+  writeContactSheet,
+  writeGif,
+  writeMp4,
+} from "./media.js";
 export { AdamW, type AdamWOptions, EMA, type EMAOptions } from "./optim.js";
 export { type Rate, type RateOptions, rateOf } from "./rate.js";
 export { type ReportData, renderReport } from "./report.js";

@@ -1,15 +1,24 @@
 import { join } from "node:path";
-import { AbortedError, cat, DeviceLostError, type Engine, EspalierError, Key, normal, type Tensor } from "../engine/index.js";
+import {
+  AbortedError,
+  cat,
+  DeviceLostError,
+  type Engine,
+  EspalierError,
+  Key,
+  normal,
+  type Tensor,
+} from "../engine/index.js";
 import { type Batch, Batches } from "./batch.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Config } from "./config.js";
 import { JsonLog } from "./log.js";
 import { AdamW, EMA } from "./optim.js";
+import { sampleSheet } from "./preview.js";
 import { Progress } from "./progress.js";
 import { rateOf } from "./rate.js";
 import type { RunFolder } from "./run.js";
-import { sampleSheet } from "./preview.js";
-import { newSetup, savedSetup, type Setup } from "./setup.js";
+import { newSetup, type Setup, savedSetup } from "./setup.js";
 import type { Source } from "./source.js";
 import { checkSameRun, exportModel, restoreState, saveState, type TrainState } from "./state.js";
 import { EventLog } from "./tfevents.js";
@@ -57,20 +66,34 @@ export function lossOf(setup: Setup, batch: Batch, key: Key, parts = 1): Tensor 
  * @returns the trained state; its setup belongs to the caller
  */
 export async function train(
-  engine: Engine, config: Config, source: Source, folder: RunFolder, from: Checkpoint | undefined, options: TrainOptions = {},
+  engine: Engine,
+  config: Config,
+  source: Source,
+  folder: RunFolder,
+  from: Checkpoint | undefined,
+  options: TrainOptions = {},
 ): Promise<TrainState> {
   const { run, optim, train: plan } = config;
   if (from) checkSameRun(from.state.config, config);
 
   const setup = from ? await savedSetup(engine, config, from) : await newSetup(engine, config, source);
   const parameters = Object.fromEntries(setup.model.namedParameters());
-  const optimizer = new AdamW(parameters, { lr: optim.lr, betas: optim.betas, eps: optim.eps, weightDecay: optim.weightDecay });
+  const optimizer = new AdamW(parameters, {
+    lr: optim.lr,
+    betas: optim.betas,
+    eps: optim.eps,
+    weightDecay: optim.weightDecay,
+  });
   const ema = new EMA(parameters, config.ema);
   const state: TrainState = { setup, optimizer, ema, step: 0, config };
   if (from) await restoreState(from, state);
 
   const rate = rateOf({ ...optim, steps: plan.steps });
-  const batches = new Batches(source.dataset, setup.text, { batchSize: plan.batchSize, conditionDropout: plan.conditionDropout, seed: run.seed });
+  const batches = new Batches(source.dataset, setup.text, {
+    batchSize: plan.batchSize,
+    conditionDropout: plan.conditionDropout,
+    seed: run.seed,
+  });
   const noise = Key.from(run.seed).fold(1);
   const log = new JsonLog(folder.file("log.jsonl"), from && state.step);
   const events = new EventLog(folder.file("tensorboard"), from && state.step);
@@ -89,7 +112,9 @@ export async function train(
     bar?.update(step, { loss, lr, samples: plan.batchSize * optim.accumulate });
     options.onStep?.({ step, loss, norm, lr });
     if (bad >= PATIENCE)
-      throw new EspalierError(`train: the loss was no number in ${bad} steps in a row, the last being ${step}; lower --lr (now ${lr}) and go on from ${saved ?? "the beginning"}.`);
+      throw new EspalierError(
+        `train: the loss was no number in ${bad} steps in a row, the last being ${step}; lower --lr (now ${lr}) and go on from ${saved ?? "the beginning"}.`,
+      );
   };
 
   let reading: Promise<void> | undefined;
@@ -120,19 +145,24 @@ export async function train(
 
       const stop = options.signal?.aborted === true;
       const done = step === plan.steps;
-      if (done || stop || step % run.checkpointEvery === 0 || (run.sampleEvery > 0 && step % run.sampleEvery === 0)) await reading;
+      if (done || stop || step % run.checkpointEvery === 0 || (run.sampleEvery > 0 && step % run.sampleEvery === 0))
+        await reading;
       if (done || stop || step % run.checkpointEvery === 0) {
         log.sync();
         saved = await saveState(folder, state);
       }
-      if (done || (run.sampleEvery > 0 && step % run.sampleEvery === 0)) await sampleSheet(state, source, folder, events);
-      if (stop && !done) throw new AbortedError(`train: stopped after step ${step} of ${plan.steps}; --resume goes on from ${saved}.`);
+      if (done || (run.sampleEvery > 0 && step % run.sampleEvery === 0))
+        await sampleSheet(state, source, folder, events);
+      if (stop && !done)
+        throw new AbortedError(`train: stopped after step ${step} of ${plan.steps}; --resume goes on from ${saved}.`);
     }
     await exportModel(join(folder.path, "model.safetensors"), state);
     return state;
   } catch (error) {
     if (error instanceof DeviceLostError)
-      throw new DeviceLostError(`${error.message}\ntrain: ${saved ? `the last checkpoint is ${saved}; --resume goes on from it` : "no checkpoint was written yet; begin again"}.`);
+      throw new DeviceLostError(
+        `${error.message}\ntrain: ${saved ? `the last checkpoint is ${saved}; --resume goes on from it` : "no checkpoint was written yet; begin again"}.`,
+      );
     throw error;
   } finally {
     bar?.stop();

@@ -1,9 +1,9 @@
+import { writeFile } from "node:fs/promises";
 import { sample } from "../model/pipeline.js";
 import { captionOf, combinations } from "./data/world.js";
 import { clipsOf, requestOf } from "./evaluate.js";
 import { contactSheet, writeAnimatedWebp } from "./media.js";
 import type { RunFolder } from "./run.js";
-import { writeFile } from "node:fs/promises";
 import type { Source } from "./source.js";
 import type { TrainState } from "./state.js";
 import type { EventLog } from "./tfevents.js";
@@ -19,12 +19,19 @@ async function watched(source: Source, count: number): Promise<string[]> {
 }
 
 /** Samples the watched captions with the averaged weights: a sheet of frames and the clips, in `samples/`. */
-export async function sampleSheet(state: TrainState, source: Source, folder: RunFolder, events: EventLog): Promise<void> {
+export async function sampleSheet(
+  state: TrainState,
+  source: Source,
+  folder: RunFolder,
+  events: EventLog,
+): Promise<void> {
   const { setup, ema, step, config } = state;
   const prompts = await watched(source, Math.min(4, config.sample.count));
   const { data } = config;
   const size = { frames: data.frames, height: data.size, width: data.size };
-  const { video, shape } = await ema.use(() => sample(setup, { ...requestOf(config, prompts, config.run.seed), ...size }));
+  const { video, shape } = await ema.use(() =>
+    sample(setup, { ...requestOf(config, prompts, config.run.seed), ...size }),
+  );
   const clips = clipsOf(video, shape);
   const name = `step-${String(step).padStart(6, "0")}`;
   const sheet = await contactSheet(clips);

@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Checkpoint, CheckpointFolder } from "./checkpoint.js";
 import { ConfigError } from "../engine/errors.js";
+import { type Checkpoint, CheckpointFolder } from "./checkpoint.js";
 
 const isAlive = (pid: number): boolean => {
   try {
@@ -32,7 +32,11 @@ export class RunFolder {
    * @param resume whether a run that is there may be gone on with
    * @throws ConfigError when another process works in the folder, or a run is there and `resume` is not set
    */
-  static async open(path: string, keep: number, resume: boolean): Promise<{ folder: RunFolder; latest: Checkpoint | undefined }> {
+  static async open(
+    path: string,
+    keep: number,
+    resume: boolean,
+  ): Promise<{ folder: RunFolder; latest: Checkpoint | undefined }> {
     const folder = new RunFolder(path, keep);
     mkdirSync(join(path, "samples"), { recursive: true });
     folder.takeLock();
@@ -59,7 +63,9 @@ export class RunFolder {
       }
       const pid = existsSync(this.lock) ? Number.parseInt(readFileSync(this.lock, "utf8"), 10) : 0;
       if (pid && pid !== process.pid && isAlive(pid))
-        throw new ConfigError(`run: process ${pid} is working in ${this.path}; wait for it, or choose another folder with --out`);
+        throw new ConfigError(
+          `run: process ${pid} is working in ${this.path}; wait for it, or choose another folder with --out`,
+        );
       rmSync(this.lock, { force: true });
     }
   }

@@ -1,6 +1,7 @@
+import { ConfigError } from "../engine/errors.js";
 import { type Engine, Key } from "../engine/index.js";
-import { type Codec, PCACodec, PixelCodec } from "../model/codec.js";
 import { decodeObjective, encodeObjective, openModel } from "../model/checkpoint.js";
+import { type Codec, PCACodec, PixelCodec } from "../model/codec.js";
 import type { STDiTConfig } from "../model/config.js";
 import { Flow } from "../model/diffusion/flow.js";
 import { Iddpm } from "../model/diffusion/iddpm.js";
@@ -9,7 +10,6 @@ import { Velocity } from "../model/diffusion/velocity.js";
 import type { Pipeline } from "../model/pipeline.js";
 import { STDiT } from "../model/stdit.js";
 import type { WordEncoder } from "../model/text/words.js";
-import { ConfigError } from "../engine/errors.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Config } from "./config.js";
 import { wordEncoder } from "./data/assets.js";
@@ -45,29 +45,58 @@ export function modelConfig(config: Config, codec: Codec): Partial<STDiTConfig> 
   const { model, data, objective } = config;
   const [, channels, frames, rows, columns] = codec.latentShape([1, 3, data.frames, data.size, data.size]);
   return {
-    inChannels: channels, predSigma: objective.learnSigma, hidden: model.hidden, depth: model.depth, heads: model.heads,
-    mlpRatio: model.mlpRatio, patch: model.patch, frames, latent: [rows, columns], captionChannels: model.captionChannels,
-    maxLength: model.maxLength, spaceScale: model.spaceScale, timeScale: model.timeScale,
+    inChannels: channels,
+    predSigma: objective.learnSigma,
+    hidden: model.hidden,
+    depth: model.depth,
+    heads: model.heads,
+    mlpRatio: model.mlpRatio,
+    patch: model.patch,
+    frames,
+    latent: [rows, columns],
+    captionChannels: model.captionChannels,
+    maxLength: model.maxLength,
+    spaceScale: model.spaceScale,
+    timeScale: model.timeScale,
   };
 }
 
 function textOf(config: Config): WordEncoder {
   const text = wordEncoder({ maxLength: config.model.maxLength });
   if (text.dim !== config.model.captionChannels)
-    throw new ConfigError(`config: model.captionChannels must be ${text.dim}, the width of the word vectors: got ${config.model.captionChannels}`);
+    throw new ConfigError(
+      `config: model.captionChannels must be ${text.dim}, the width of the word vectors: got ${config.model.captionChannels}`,
+    );
   return text;
 }
 
 /** What a checkpoint says of the text encoder, so that other vectors are not mistaken for these. */
-export const textInfo = (text: WordEncoder) => ({ type: "words", dim: text.dim, max_length: text.maxLength, mix: text.mix, fingerprint: text.fingerprint });
+export const textInfo = (text: WordEncoder) => ({
+  type: "words",
+  dim: text.dim,
+  max_length: text.maxLength,
+  mix: text.mix,
+  fingerprint: text.fingerprint,
+});
 
 /** A new model by the configuration and its seed. */
 export async function newSetup(engine: Engine, config: Config, source: Source): Promise<Setup> {
   const text = textOf(config);
   const codec = await codecOf(engine, config, source.dataset);
   const { patchBias, captionInit, gateBias } = config.model;
-  const model = new STDiT(engine, modelConfig(config, codec), { key: Key.from(config.run.seed).fold(0), patchBias, captionInit, gateBias });
-  return { model, codec, objective: objectiveOf(config), text, dispose: () => [model, codec].forEach((x) => x.dispose()) };
+  const model = new STDiT(engine, modelConfig(config, codec), {
+    key: Key.from(config.run.seed).fold(0),
+    patchBias,
+    captionInit,
+    gateBias,
+  });
+  return {
+    model,
+    codec,
+    objective: objectiveOf(config),
+    text,
+    dispose: () => [model, codec].forEach((x) => x.dispose()),
+  };
 }
 
 /** The model of a checkpoint: averaged weights, which `restore` then replaces by those in training. */
@@ -77,8 +106,11 @@ export async function savedSetup(engine: Engine, config: Config, checkpoint: Che
   const said = loaded.text.info?.fingerprint;
   if (said !== undefined && said !== text.fingerprint) {
     loaded.dispose();
-    throw new ConfigError(`resume: the word vectors are others than the run's (${text.fingerprint}, not ${said}); use the version of Espalier that began it`);
+    throw new ConfigError(
+      `resume: the word vectors are others than the run's (${text.fingerprint}, not ${said}); use the version of Espalier that began it`,
+    );
   }
-  const objective = loaded.objective ?? decodeObjective(encodeObjective(objectiveOf(config)) as Record<string, unknown>);
+  const objective =
+    loaded.objective ?? decodeObjective(encodeObjective(objectiveOf(config)) as Record<string, unknown>);
   return { model: loaded.model, codec: loaded.codec!, objective, text, dispose: loaded.dispose };
 }

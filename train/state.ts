@@ -23,7 +23,11 @@ const WEIGHTS = "train.weights.";
 const OPTIMIZER = "train.optimizer.";
 
 const modelContent = ({ setup, ema }: TrainState) => ({
-  model: setup.model, codec: setup.codec, objective: setup.objective, text: textInfo(setup.text), weights: ema.params,
+  model: setup.model,
+  codec: setup.codec,
+  objective: setup.objective,
+  text: textInfo(setup.text),
+  weights: ema.params,
 });
 
 /** Writes a checkpoint of this moment and returns its path. */
@@ -33,7 +37,11 @@ export async function saveState(folder: RunFolder, state: TrainState): Promise<s
   const { entries, metadata } = modelEntries(modelContent(state));
   const weights = Object.fromEntries(setup.model.namedParameters());
   return folder.checkpoints.save(step, {
-    tensors: [...entries, ...saveTensors(engine, weights, WEIGHTS), ...saveTensors(engine, optimizer.state().tensors, OPTIMIZER)],
+    tensors: [
+      ...entries,
+      ...saveTensors(engine, weights, WEIGHTS),
+      ...saveTensors(engine, optimizer.state().tensors, OPTIMIZER),
+    ],
     state: {
       ...Object.fromEntries(Object.entries(metadata).map(([key, text]) => [key, JSON.parse(text) as Json])),
       // Data, noise and dropped captions are functions of the seed and the step, so these two are cursor and keys.
@@ -49,14 +57,21 @@ export async function restoreState(checkpoint: Checkpoint, state: TrainState): P
   const { optimizerSteps, emaUpdates } = checkpoint.state.train as { optimizerSteps: number; emaUpdates: number };
   // The average began as a copy of the model, which was loaded with the averaged weights.
   ema.updates = emaUpdates;
-  await loadTensors(setup.model.engine, Object.fromEntries(setup.model.namedParameters()), checkpoint.file, { prefix: WEIGHTS });
+  await loadTensors(setup.model.engine, Object.fromEntries(setup.model.namedParameters()), checkpoint.file, {
+    prefix: WEIGHTS,
+  });
   await optimizer.load(optimizerSteps, checkpoint.file, OPTIMIZER);
   state.step = checkpoint.step;
 }
 
 /** Writes the averaged model alone: what one keeps, shares and samples from. */
 export async function exportModel(path: string, state: TrainState): Promise<string> {
-  return (await saveModel(path, { ...modelContent(state), metadata: { train: JSON.stringify({ step: state.step, config: state.config }) } })).path;
+  return (
+    await saveModel(path, {
+      ...modelContent(state),
+      metadata: { train: JSON.stringify({ step: state.step, config: state.config }) },
+    })
+  ).path;
 }
 
 /** Options that may change when a run goes on; all others decide its numbers. */
@@ -69,7 +84,10 @@ export function checkSameRun(saved: Json, config: Config): void {
       ? Object.entries(value).flatMap(([k, v]) => flat(v, path ? `${path}.${k}` : k))
       : [[path, JSON.stringify(value)]];
   const before = new Map(flat(saved));
-  const differs = flat(config).filter(([path, value]) => !FREE.includes(path) && !path.startsWith("sample.") && value !== undefined && before.get(path) !== value);
+  const differs = flat(config).filter(
+    ([path, value]) =>
+      !FREE.includes(path) && !path.startsWith("sample.") && value !== undefined && before.get(path) !== value,
+  );
   if (differs.length)
     throw new ConfigError(
       `resume: options differ from the run's: ${differs.map(([path, value]) => `${path} is ${value}, was ${before.get(path)}`).join("; ")}; leave them as they were, or begin another run with --out`,

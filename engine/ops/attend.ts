@@ -1,5 +1,5 @@
-import lanes from "../../shaders/attention_lanes.wgsl";
 import naive from "../../shaders/attention.wgsl";
+import lanes from "../../shaders/attention_lanes.wgsl";
 import tiles from "../../shaders/attention_tiles.wgsl";
 import { isFloat } from "../dtype.js";
 import type { Engine } from "../engine.js";

@@ -45,7 +45,9 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
   const known = sizeOf(shape.filter((n) => n !== -1));
   const to = holes === 1 && known > 0 ? shape.map((n) => (n === -1 ? x.size / known : n)) : shape;
   if (holes > 1 || sizeOf(to) !== x.size || to.some((n) => !Number.isInteger(n) || n < 0))
-    throw new ShapeError(`reshape: ${show(x.shape)} (${x.size} elements) does not fit ${show(shape)}; sizes must multiply to the same number, at most one may be -1.`);
+    throw new ShapeError(
+      `reshape: ${show(x.shape)} (${x.size} elements) does not fit ${show(shape)}; sizes must multiply to the same number, at most one may be -1.`,
+    );
   const strides = reshapeStrides(x.shape, x.strides, to);
   if (strides) return viewRun({ x }, { shape: to, strides })[0];
   return viewRun({ x: contiguous(x) }, { shape: to, strides: denseStrides(to) })[0];
@@ -62,7 +64,13 @@ const permuteRun = op<"x", { dims: readonly number[] }>({
   doc: "y's axis i is x's axis dims[i]; a view",
   inputs: ["x"],
   stridedGrad: true,
-  view: ({ x }, { dims }) => x.view(dims.map((d) => x.shape[d]), dims.map((d) => x.strides[d]), x.offset, "permute"),
+  view: ({ x }, { dims }) =>
+    x.view(
+      dims.map((d) => x.shape[d]),
+      dims.map((d) => x.strides[d]),
+      x.offset,
+      "permute",
+    ),
   grad: {
     x: (c) => {
       const inverse = c.attrs.dims.map((_, i) => c.attrs.dims.indexOf(i));
@@ -100,20 +108,28 @@ export function expand(x: Tensor, shape: Shape): Tensor {
   const lead = shape.length - x.rank;
   const to = shape.map((n, i) => (n === -1 && i >= lead ? x.shape[i - lead] : n));
   if (lead < 0 || to.some((n, i) => n < 0 || (i >= lead && x.shape[i - lead] !== n && x.shape[i - lead] !== 1)))
-    throw new ShapeError(`expand: ${show(x.shape)} cannot be repeated to ${show(shape)}; only axes of size 1 and new leading axes repeat.`);
+    throw new ShapeError(
+      `expand: ${show(x.shape)} cannot be repeated to ${show(shape)}; only axes of size 1 and new leading axes repeat.`,
+    );
   return expandRun({ x }, { shape: to })[0];
 }
 
 /** Adds an axis of size 1. */
 export function unsqueeze(x: Tensor, dim: number): Tensor {
   const at = dim < 0 ? dim + x.rank + 1 : dim;
-  if (!Number.isInteger(at) || at < 0 || at > x.rank) throw new ShapeError(`unsqueeze: axis ${dim} is out of range for ${show(x.shape)}; use ${-x.rank - 1} to ${x.rank}.`);
+  if (!Number.isInteger(at) || at < 0 || at > x.rank)
+    throw new ShapeError(
+      `unsqueeze: axis ${dim} is out of range for ${show(x.shape)}; use ${-x.rank - 1} to ${x.rank}.`,
+    );
   return reshape(x, [...x.shape.slice(0, at), 1, ...x.shape.slice(at)]);
 }
 
 /** Drops an axis of size 1. */
 export function squeeze(x: Tensor, dim: number): Tensor {
   const at = axis("squeeze", x.shape, dim);
-  if (x.shape[at] !== 1) throw new ShapeError(`squeeze: axis ${dim} of ${show(x.shape)} has size ${x.shape[at]}; only axes of size 1 can be dropped.`);
+  if (x.shape[at] !== 1)
+    throw new ShapeError(
+      `squeeze: axis ${dim} of ${show(x.shape)} has size ${x.shape[at]}; only axes of size 1 can be dropped.`,
+    );
   return reshape(x, [...x.shape.slice(0, at), ...x.shape.slice(at + 1)]);
 }

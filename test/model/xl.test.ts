@@ -53,7 +53,10 @@ xl("is built, saved, reloaded lazily and run in f32 and in f16", async () => {
     console.log("\n  not run: it takes 8 GiB of memory, 5 GiB of disk and minutes; ESPALIER_COMPLETE=1 runs it");
     return;
   }
-  assert.ok(room > 5 * GIB && freemem() > 8 * GIB, `needs 5 GiB of disk and 8 GiB of memory: ${(room / GIB).toFixed(1)} and ${(freemem() / GIB).toFixed(1)} are free`);
+  assert.ok(
+    room > 5 * GIB && freemem() > 8 * GIB,
+    `needs 5 GiB of disk and 8 GiB of memory: ${(room / GIB).toFixed(1)} and ${(freemem() / GIB).toFixed(1)} are free`,
+  );
   try {
     const timings: string[] = [];
     const timed = async <T>(name: string, f: () => Promise<T>): Promise<T> => {
@@ -69,11 +72,19 @@ xl("is built, saved, reloaded lazily and run in f32 and in f16", async () => {
       dtypes = engine.has("shader-f16") ? ["f32", "f16"] : ["f32"];
       for (const dtype of dtypes) {
         const model = new STDiT(engine, STDIT_XL_2, { key: Key.from(1), dtype });
-        assert.is(model.namedParameters().reduce((n, [, p]) => n + p.size, 0), PARAMETERS);
+        assert.is(
+          model.namedParameters().reduce((n, [, p]) => n + p.size, 0),
+          PARAMETERS,
+        );
         // Fresh models end in zeros; a model that says nothing would compare equal to anything.
         const last = model.finalLayer.linear.weight;
         const noise = engine.scope(() => normal(engine, Key.from(9), last.shape).mul(0.05).to(dtype));
-        engine.noGrad(() => engine.queue.encode((e) => e.copyBufferToBuffer(noise.storage.buffer, 0, last.storage.buffer, 0, last.bytes), [noise.storage.id, last.storage.id]));
+        engine.noGrad(() =>
+          engine.queue.encode(
+            (e) => e.copyBufferToBuffer(noise.storage.buffer, 0, last.storage.buffer, 0, last.bytes),
+            [noise.storage.id, last.storage.id],
+          ),
+        );
         outputs.set(dtype, await timed(`forward ${dtype}`, () => forward(engine, model)));
         assert.ok(largest(outputs.get(dtype)!) > 0.1);
         await timed(`save ${dtype}`, () => saveModel(join(folder, `${dtype}.safetensors`), { model }));
@@ -87,12 +98,19 @@ xl("is built, saved, reloaded lazily and run in f32 and in f16", async () => {
     for (const dtype of dtypes) {
       const engine = await createEngine();
       await engine.finish();
-      const { result, peak } = await timed(`load ${dtype}`, () => peakOf(() => openModel(engine, join(folder, `${dtype}.safetensors`), { dtype })));
+      const { result, peak } = await timed(`load ${dtype}`, () =>
+        peakOf(() => openModel(engine, join(folder, `${dtype}.safetensors`), { dtype })),
+      );
       const copy = engine.memory().live;
-      console.log(`\n  ${dtype}: device copy ${(copy / GIB).toFixed(2)} GiB, resident memory while loading at most ${(peak / GIB).toFixed(2)} GiB above the start`);
+      console.log(
+        `\n  ${dtype}: device copy ${(copy / GIB).toFixed(2)} GiB, resident memory while loading at most ${(peak / GIB).toFixed(2)} GiB above the start`,
+      );
       // A software adapter's buffers are host memory too, so its copy is part of the peak.
       const own = engine.kind === "software" ? copy : 0;
-      assert.ok(peak <= own + 512 * 2 ** 20, `loading took ${((peak - own) / 2 ** 20).toFixed(0)} MiB beside the device's copy`);
+      assert.ok(
+        peak <= own + 512 * 2 ** 20,
+        `loading took ${((peak - own) / 2 ** 20).toFixed(0)} MiB beside the device's copy`,
+      );
       const again = await forward(engine, result.model);
       assert.is(difference(again, outputs.get(dtype)!), 0);
       result.dispose();

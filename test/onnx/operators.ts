@@ -1,7 +1,52 @@
 import {
-  add, argmax, cat, clamp, contiguous, conv2d, type DType, div, type Engine, embedding, equal, expand, gather, geluErf, greater, greaterEqual,
-  layerNorm, less, lessEqual, logicalAnd, logicalNot, logicalOr, logSoftmax, matmul, max, maximum, mean, min, minimum, mul, pad, permute, pow,
-  reshape, rsqrt, scatterAdd, slice, softmax, split, sqrt, square, sub, sum, type Tensor, to, unary, upsampleNearest, where,
+  add,
+  argmax,
+  cat,
+  clamp,
+  contiguous,
+  conv2d,
+  type DType,
+  div,
+  type Engine,
+  embedding,
+  equal,
+  expand,
+  gather,
+  geluErf,
+  greater,
+  greaterEqual,
+  layerNorm,
+  less,
+  lessEqual,
+  logicalAnd,
+  logicalNot,
+  logicalOr,
+  logSoftmax,
+  matmul,
+  max,
+  maximum,
+  mean,
+  min,
+  minimum,
+  mul,
+  pad,
+  permute,
+  pow,
+  reshape,
+  rsqrt,
+  scatterAdd,
+  slice,
+  softmax,
+  split,
+  sqrt,
+  square,
+  sub,
+  sum,
+  type Tensor,
+  to,
+  unary,
+  upsampleNearest,
+  where,
 } from "../../engine/index.js";
 import type { OnnxNode, OnnxTensor } from "./protobuf.js";
 
@@ -46,17 +91,29 @@ const ints = (n: Node, i: number): number[] | undefined => {
   return v.host;
 };
 const same = (v: Value, tensor: Tensor): Value[] => [{ tensor, type: v.type }];
-const one = (f: (x: Tensor) => Tensor): Operator => (n) => same(float(n), f(float(n).tensor));
-const two = (f: (a: Tensor, b: Tensor) => Tensor): Operator => (n) => {
-  const [a, b] = [any(n, 0), any(n, 1)];
-  if (a.type !== b.type) throw new NotCovered(`mixed element types ${a.type} and ${b.type}`);
-  return same(a, f(a.tensor, b.tensor));
-};
-const compare = (f: (a: Tensor, b: Tensor) => Tensor): Operator => (n) => [{ tensor: f(any(n, 0).tensor, any(n, 1).tensor), type: 9 }];
-const many = (f: (a: Tensor, b: Tensor) => Tensor): Operator => (n) => {
-  const all = n.inputs.map((_, i) => any(n, i));
-  return same(all[0], all.map((v) => v.tensor).reduce((a, b) => f(a, b)));
-};
+const one =
+  (f: (x: Tensor) => Tensor): Operator =>
+  (n) =>
+    same(float(n), f(float(n).tensor));
+const two =
+  (f: (a: Tensor, b: Tensor) => Tensor): Operator =>
+  (n) => {
+    const [a, b] = [any(n, 0), any(n, 1)];
+    if (a.type !== b.type) throw new NotCovered(`mixed element types ${a.type} and ${b.type}`);
+    return same(a, f(a.tensor, b.tensor));
+  };
+const compare =
+  (f: (a: Tensor, b: Tensor) => Tensor): Operator =>
+  (n) => [{ tensor: f(any(n, 0).tensor, any(n, 1).tensor), type: 9 }];
+const many =
+  (f: (a: Tensor, b: Tensor) => Tensor): Operator =>
+  (n) => {
+    const all = n.inputs.map((_, i) => any(n, i));
+    return same(
+      all[0],
+      all.map((v) => v.tensor).reduce((a, b) => f(a, b)),
+    );
+  };
 
 /** axes from an attribute (older opsets) or an input; all when absent. */
 function reduction(f: (x: Tensor, dims: number[] | undefined, keep: boolean) => Tensor): Operator {
@@ -77,13 +134,15 @@ const axisOf = (n: Node, rank: number, fallback: number) => {
 };
 
 /** Softmax before opset 13 works on the flattened trailing axes. */
-const soft = (f: (x: Tensor, dim: number) => Tensor): Operator => (n) => {
-  const x = float(n);
-  const axis = axisOf(n, x.tensor.rank, n.opset < 13 ? 1 : -1);
-  if (n.opset >= 13) return same(x, f(x.tensor, axis));
-  const outer = x.tensor.shape.slice(0, axis).reduce((a, b) => a * b, 1);
-  return same(x, reshape(f(reshape(x.tensor, [outer, -1]), -1), x.tensor.shape));
-};
+const soft =
+  (f: (x: Tensor, dim: number) => Tensor): Operator =>
+  (n) => {
+    const x = float(n);
+    const axis = axisOf(n, x.tensor.rank, n.opset < 13 ? 1 : -1);
+    if (n.opset >= 13) return same(x, f(x.tensor, axis));
+    const outer = x.tensor.shape.slice(0, axis).reduce((a, b) => a * b, 1);
+    return same(x, reshape(f(reshape(x.tensor, [outer, -1]), -1), x.tensor.shape));
+  };
 
 /** log Σ e^x with the maximum taken out. */
 function logSumExp(x: Tensor, dims: number[] | undefined, keep: boolean): Tensor {
@@ -113,17 +172,31 @@ function conv(n: Node): Value[] {
   let pads = attr(n, "pads", [0, 0, 0, 0]);
   const auto = attr(n, "auto_pad", "NOTSET");
   if (auto === "SAME_LOWER" || auto === "SAME_UPPER") {
-    const total = kernel.map((k, i) => Math.max(0, (Math.ceil(x.tensor.shape[2 + i] / sh) - 1) * sh + k - x.tensor.shape[2 + i]));
+    const total = kernel.map((k, i) =>
+      Math.max(0, (Math.ceil(x.tensor.shape[2 + i] / sh) - 1) * sh + k - x.tensor.shape[2 + i]),
+    );
     const low = total.map((t) => (auto === "SAME_LOWER" ? Math.ceil(t / 2) : Math.floor(t / 2)));
     pads = [low[0], low[1], total[0] - low[0], total[1] - low[1]];
   }
-  const padded = pad(x.tensor, [[0, 0], [0, 0], [pads[0], pads[2]], [pads[1], pads[3]]], 0);
+  const padded = pad(
+    x.tensor,
+    [
+      [0, 0],
+      [0, 0],
+      [pads[0], pads[2]],
+      [pads[1], pads[3]],
+    ],
+    0,
+  );
   return same(x, conv2d(padded, w.tensor, n.inputs[2]?.tensor, { stride: sh }));
 }
 
 function gemm(n: Node): Value[] {
   const [a, b] = [float(n, 0), float(n, 1)];
-  let y = matmul(a.tensor, b.tensor, { transposeA: attr(n, "transA", 0) === 1, transposeB: attr(n, "transB", 0) === 1 });
+  let y = matmul(a.tensor, b.tensor, {
+    transposeA: attr(n, "transA", 0) === 1,
+    transposeB: attr(n, "transB", 0) === 1,
+  });
   y = mul(y, attr(n, "alpha", 1));
   const c = n.inputs[2]?.tensor;
   return same(a, c ? add(y, mul(c, attr(n, "beta", 1))) : y);
@@ -138,7 +211,11 @@ function gatherRows(n: Node): Value[] {
   const rows = reshape(contiguous(permute(x.tensor, order)), [x.tensor.shape[axis], -1]);
   const picked = reshape(embedding(rows, at), [...at.shape, ...rest]);
   const r = at.rank;
-  const back = [...Array.from({ length: axis }, (_, i) => r + i), ...at.shape.map((_, i) => i), ...Array.from({ length: x.tensor.rank - 1 - axis }, (_, i) => r + axis + i)];
+  const back = [
+    ...Array.from({ length: axis }, (_, i) => r + i),
+    ...at.shape.map((_, i) => i),
+    ...Array.from({ length: x.tensor.rank - 1 - axis }, (_, i) => r + axis + i),
+  ];
   return same(x, permute(picked, back));
 }
 
@@ -151,7 +228,13 @@ function sliceNode(n: Node): Value[] {
   const x = any(n);
   const starts = ints(n, 1) ?? attr<number[]>(n, "starts", []);
   const ends = ints(n, 2) ?? attr<number[]>(n, "ends", []);
-  const axes = ints(n, 3) ?? attr<number[]>(n, "axes", starts.map((_, i) => i));
+  const axes =
+    ints(n, 3) ??
+    attr<number[]>(
+      n,
+      "axes",
+      starts.map((_, i) => i),
+    );
   const steps = ints(n, 4) ?? starts.map(() => 1);
   let y = x.tensor;
   axes.forEach((axis, i) => {
@@ -168,7 +251,13 @@ function reshapeNode(n: Node): Value[] {
   const x = any(n);
   const to = ints(n, 1)!;
   const zero = attr(n, "allowzero", 0) === 1;
-  return same(x, reshape(x.tensor, to.map((d, i) => (d === 0 && !zero ? x.tensor.shape[i] : d))));
+  return same(
+    x,
+    reshape(
+      x.tensor,
+      to.map((d, i) => (d === 0 && !zero ? x.tensor.shape[i] : d)),
+    ),
+  );
 }
 
 function padNode(n: Node): Value[] {
@@ -177,7 +266,14 @@ function padNode(n: Node): Value[] {
   const pads = ints(n, 1) ?? attr<number[]>(n, "pads", []);
   const r = x.tensor.rank;
   const value = n.inputs[2] ? ints(n, 2)![0] : attr(n, "value", 0);
-  return same(x, pad(x.tensor, x.tensor.shape.map((_, i) => [pads[i], pads[i + r]] as [number, number]), value));
+  return same(
+    x,
+    pad(
+      x.tensor,
+      x.tensor.shape.map((_, i) => [pads[i], pads[i + r]] as [number, number]),
+      value,
+    ),
+  );
 }
 
 /** LayerNormalization from any axis: the trailing axes are merged, the affine part is applied in their shape. */
@@ -192,7 +288,11 @@ function layerNormNode(n: Node): Value[] {
   const shape = [...outer, ...x.tensor.shape.slice(axis).map(() => 1)];
   const m = mean(flat, -1, true);
   const spread = mean(square(sub(flat, expand(m, flat.shape))), -1, true);
-  return [{ tensor: y, type: 1 }, { tensor: reshape(m, shape), type: 1 }, { tensor: reshape(rsqrt(add(spread, eps)), shape), type: 1 }];
+  return [
+    { tensor: y, type: 1 },
+    { tensor: reshape(m, shape), type: 1 },
+    { tensor: reshape(rsqrt(add(spread, eps)), shape), type: 1 },
+  ];
 }
 
 function batchNorm(n: Node): Value[] {
@@ -216,8 +316,14 @@ function splitNode(n: Node): Value[] {
 function resize(n: Node): Value[] {
   const x = float(n);
   const scales = n.opset < 11 ? ints(n, 1) : n.inputs[2]?.host;
-  const integer = scales?.length === 4 && scales[0] === 1 && scales[1] === 1 && scales[2] === scales[3] && Number.isInteger(scales[2]);
-  if (attr(n, "mode", "nearest") !== "nearest" || !integer) throw new NotCovered("Resize other than nearest by a whole factor");
+  const integer =
+    scales?.length === 4 &&
+    scales[0] === 1 &&
+    scales[1] === 1 &&
+    scales[2] === scales[3] &&
+    Number.isInteger(scales[2]);
+  if (attr(n, "mode", "nearest") !== "nearest" || !integer)
+    throw new NotCovered("Resize other than nearest by a whole factor");
   const rule = attr(n, "coordinate_transformation_mode", "half_pixel");
   if (rule !== "half_pixel" && rule !== "asymmetric") throw new NotCovered(`Resize with coordinates ${rule}`);
   return same(x, upsampleNearest(x.tensor, scales![2]));
@@ -226,9 +332,15 @@ function resize(n: Node): Value[] {
 function constant(n: Node): Value[] {
   const t = n.node.attributes.value as OnnxTensor | undefined;
   if (t) return [upload(n.engine, t)];
-  for (const [name, type] of [["value_float", 1], ["value_int", 7], ["value_floats", 1], ["value_ints", 7]] as const) {
+  for (const [name, type] of [
+    ["value_float", 1],
+    ["value_int", 7],
+    ["value_floats", 1],
+    ["value_ints", 7],
+  ] as const) {
     const v = n.node.attributes[name] as number | number[] | undefined;
-    if (v !== undefined) return [upload(n.engine, { name, dims: Array.isArray(v) ? [v.length] : [], type, values: [v].flat() })];
+    if (v !== undefined)
+      return [upload(n.engine, { name, dims: Array.isArray(v) ? [v.length] : [], type, values: [v].flat() })];
   }
   throw new NotCovered("Constant of another kind");
 }
@@ -238,6 +350,7 @@ export function upload(engine: Engine, t: OnnxTensor): Value {
   const dtype = casts[t.type];
   if (!dtype) throw new NotCovered(`element type ${t.type}`);
   if (dtype === "f16" && !engine.has("shader-f16")) throw new NotCovered("f16, which this adapter lacks");
+  if (t.values.length !== t.dims.reduce((a, b) => a * b, 1)) throw new NotCovered("a sequence instead of a tensor");
   const values = t.type === 7 ? t.values.map((v) => Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, v))) : t.values;
   return { tensor: engine.tensor(Float64Array.from(values), t.dims, dtype), type: t.type, host: t.values };
 }
@@ -249,35 +362,85 @@ const leaky = (x: Tensor, slope: number) => add(maximum(x, 0), mul(minimum(x, 0)
 
 /** ONNX operators in Espalier's ops. */
 export const operators: Record<string, Operator> = {
-  Abs: one(unary.abs), Neg: one(unary.neg), Exp: one(unary.exp), Log: one(unary.log), Sqrt: one(sqrt), Sin: one(unary.sin), Cos: one(unary.cos),
-  Tan: one(tan), Sinh: one(sinh), Cosh: one(cosh), Tanh: one(unary.tanh), Sigmoid: one(unary.sigmoid), Relu: one(unary.relu), Erf: one(unary.erf),
-  Floor: one(unary.floor), Ceil: one(unary.ceil), Round: one(unary.round), Sign: one(unary.sign), Reciprocal: one(unary.reciprocal), Softplus: one(unary.softplus),
-  Softsign: one((x) => div(x, add(unary.abs(x), 1))), Gelu: one(geluErf),
+  Abs: one(unary.abs),
+  Neg: one(unary.neg),
+  Exp: one(unary.exp),
+  Log: one(unary.log),
+  Sqrt: one(sqrt),
+  Sin: one(unary.sin),
+  Cos: one(unary.cos),
+  Tan: one(tan),
+  Sinh: one(sinh),
+  Cosh: one(cosh),
+  Tanh: one(unary.tanh),
+  Sigmoid: one(unary.sigmoid),
+  Relu: one(unary.relu),
+  Erf: one(unary.erf),
+  Floor: one(unary.floor),
+  Ceil: one(unary.ceil),
+  Round: one(unary.round),
+  Sign: one(unary.sign),
+  Reciprocal: one(unary.reciprocal),
+  Softplus: one(unary.softplus),
+  Softsign: one((x) => div(x, add(unary.abs(x), 1))),
+  Gelu: one(geluErf),
   Identity: (n) => [any(n)],
-  Add: two(add), Sub: two(sub), Mul: two(mul), Div: two(div), Pow: two(pow),
-  Max: many(maximum), Min: many(minimum), Sum: many(add),
+  Add: two(add),
+  Sub: two(sub),
+  Mul: two(mul),
+  Div: two(div),
+  Pow: (n) => {
+    float(n);
+    return two(pow)(n);
+  },
+  Max: many(maximum),
+  Min: many(minimum),
+  Sum: many(add),
   Mean: (n) => same(float(n), div(many(add)(n)[0].tensor, n.inputs.length)),
-  Equal: compare(equal), Less: compare(less), Greater: compare(greater), LessOrEqual: compare(lessEqual), GreaterOrEqual: compare(greaterEqual),
-  And: compare(logicalAnd), Or: compare(logicalOr), Not: (n) => [{ tensor: logicalNot(any(n).tensor), type: 9 }],
+  Equal: compare(equal),
+  Less: compare(less),
+  Greater: compare(greater),
+  LessOrEqual: compare(lessEqual),
+  GreaterOrEqual: compare(greaterEqual),
+  And: compare(logicalAnd),
+  Or: compare(logicalOr),
+  Not: (n) => [{ tensor: logicalNot(any(n).tensor), type: 9 }],
   Xor: (n) => [{ tensor: logicalNot(equal(any(n, 0).tensor, any(n, 1).tensor)), type: 9 }],
   Where: (n) => same(any(n, 1), where(any(n, 0).tensor, any(n, 1).tensor, any(n, 2).tensor)),
   Clip: (n) => {
-    const [low, high] = [n.inputs[1] ? ints(n, 1)![0] : attr(n, "min", -3.4e38), n.inputs[2] ? ints(n, 2)![0] : attr(n, "max", 3.4e38)];
+    const [low, high] = [
+      n.inputs[1] ? ints(n, 1)![0] : attr(n, "min", -3.4e38),
+      n.inputs[2] ? ints(n, 2)![0] : attr(n, "max", 3.4e38),
+    ];
     return same(float(n), clamp(float(n).tensor, low, high));
   },
   LeakyRelu: (n) => same(float(n), leaky(float(n).tensor, attr(n, "alpha", 0.01))),
   PRelu: (n) => same(float(n), add(maximum(float(n).tensor, 0), mul(minimum(float(n).tensor, 0), float(n, 1).tensor))),
-  ThresholdedRelu: (n) => same(float(n), mul(float(n).tensor, to(greater(float(n).tensor, attr(n, "alpha", 1)), "f32"))),
-  HardSigmoid: (n) => same(float(n), clamp(add(mul(float(n).tensor, attr(n, "alpha", 0.2)), attr(n, "beta", 0.5)), 0, 1)),
+  ThresholdedRelu: (n) =>
+    same(float(n), mul(float(n).tensor, to(greater(float(n).tensor, attr(n, "alpha", 1)), "f32"))),
+  HardSigmoid: (n) =>
+    same(float(n), clamp(add(mul(float(n).tensor, attr(n, "alpha", 0.2)), attr(n, "beta", 0.5)), 0, 1)),
   HardSwish: one((x) => mul(x, clamp(add(div(x, 6), 0.5), 0, 1))),
-  Elu: (n) => same(float(n), add(maximum(float(n).tensor, 0), mul(sub(unary.exp(minimum(float(n).tensor, 0)), n.engine.ones([])), attr(n, "alpha", 1)))),
+  Elu: (n) =>
+    same(
+      float(n),
+      add(
+        maximum(float(n).tensor, 0),
+        mul(sub(unary.exp(minimum(float(n).tensor, 0)), n.engine.ones([])), attr(n, "alpha", 1)),
+      ),
+    ),
   Selu: (n) => {
     const [x, alpha, gamma] = [float(n).tensor, attr(n, "alpha", 1.6732632), attr(n, "gamma", 1.050701)];
     return same(float(n), mul(add(maximum(x, 0), mul(add(unary.exp(minimum(x, 0)), -1), alpha)), gamma));
   },
-  ReduceSum: reduction(sum), ReduceMean: reduction(mean), ReduceMax: reduction(max), ReduceMin: reduction(min),
-  ReduceL1: reduction((x, d, k) => sum(unary.abs(x), d, k)), ReduceL2: reduction((x, d, k) => sqrt(sum(square(x), d, k))),
-  ReduceSumSquare: reduction((x, d, k) => sum(square(x), d, k)), ReduceLogSum: reduction((x, d, k) => unary.log(sum(x, d, k))),
+  ReduceSum: reduction(sum),
+  ReduceMean: reduction(mean),
+  ReduceMax: reduction(max),
+  ReduceMin: reduction(min),
+  ReduceL1: reduction((x, d, k) => sum(unary.abs(x), d, k)),
+  ReduceL2: reduction((x, d, k) => sqrt(sum(square(x), d, k))),
+  ReduceSumSquare: reduction((x, d, k) => sum(square(x), d, k)),
+  ReduceLogSum: reduction((x, d, k) => unary.log(sum(x, d, k))),
   ReduceLogSumExp: reduction(logSumExp),
   ArgMax: (n) => {
     if (attr(n, "select_last_index", 0)) throw new NotCovered("ArgMax of the last of equal values");
@@ -287,29 +450,65 @@ export const operators: Record<string, Operator> = {
     if (attr(n, "select_last_index", 0)) throw new NotCovered("ArgMin of the last of equal values");
     return [{ tensor: argmax(unary.neg(float(n).tensor), attr(n, "axis", 0), attr(n, "keepdims", 1) === 1), type: 7 }];
   },
-  Softmax: soft(softmax), LogSoftmax: soft(logSoftmax),
-  LayerNormalization: layerNormNode, BatchNormalization: batchNorm,
-  MatMul: two((a, b) => matmul(a, b)), Gemm: gemm, Conv: conv,
+  Softmax: soft(softmax),
+  LogSoftmax: soft(logSoftmax),
+  LayerNormalization: layerNormNode,
+  BatchNormalization: batchNorm,
+  MatMul: two((a, b) => matmul(a, b)),
+  Gemm: gemm,
+  Conv: conv,
   Reshape: reshapeNode,
   Flatten: (n) => {
     const x = any(n);
     const axis = axisOf(n, x.tensor.rank, 1);
-    return same(x, reshape(x.tensor, [x.tensor.shape.slice(0, axis).reduce((a, b) => a * b, 1), x.tensor.shape.slice(axis).reduce((a, b) => a * b, 1)]));
+    return same(
+      x,
+      reshape(x.tensor, [
+        x.tensor.shape.slice(0, axis).reduce((a, b) => a * b, 1),
+        x.tensor.shape.slice(axis).reduce((a, b) => a * b, 1),
+      ]),
+    );
   },
-  Transpose: (n) => same(any(n), permute(any(n).tensor, attr(n, "perm", any(n).tensor.shape.map((_, i) => any(n).tensor.rank - 1 - i)))),
+  Transpose: (n) =>
+    same(
+      any(n),
+      permute(
+        any(n).tensor,
+        attr(
+          n,
+          "perm",
+          any(n).tensor.shape.map((_, i) => any(n).tensor.rank - 1 - i),
+        ),
+      ),
+    ),
   Unsqueeze: (n) => {
     const x = any(n);
     const axes = ints(n, 1) ?? attr<number[]>(n, "axes", []);
     const rank = x.tensor.rank + axes.length;
     const at = axes.map((a) => (a < 0 ? a + rank : a));
     const rest = [...x.tensor.shape];
-    return same(x, reshape(x.tensor, Array.from({ length: rank }, (_, i) => (at.includes(i) ? 1 : rest.shift()!))));
+    return same(
+      x,
+      reshape(
+        x.tensor,
+        Array.from({ length: rank }, (_, i) => (at.includes(i) ? 1 : rest.shift()!)),
+      ),
+    );
   },
   Squeeze: (n) => {
     const x = any(n);
-    const axes = ints(n, 1) ?? (n.node.attributes.axes as number[] | undefined) ?? x.tensor.shape.flatMap((s, i) => (s === 1 ? [i] : []));
+    const axes =
+      ints(n, 1) ??
+      (n.node.attributes.axes as number[] | undefined) ??
+      x.tensor.shape.flatMap((s, i) => (s === 1 ? [i] : []));
     const at = axes.map((a) => (a < 0 ? a + x.tensor.rank : a));
-    return same(x, reshape(x.tensor, x.tensor.shape.filter((_, i) => !at.includes(i))));
+    return same(
+      x,
+      reshape(
+        x.tensor,
+        x.tensor.shape.filter((_, i) => !at.includes(i)),
+      ),
+    );
   },
   Expand: (n) => {
     const x = any(n);
@@ -319,8 +518,21 @@ export const operators: Record<string, Operator> = {
     const shape = wanted.map((d, i) => Math.max(d, x.tensor.shape[i - rank + x.tensor.rank] ?? 1));
     return same(x, expand(x.tensor, shape));
   },
-  Concat: (n) => same(any(n), cat(n.inputs.map((_, i) => any(n, i).tensor), attr(n, "axis", 0))),
-  Split: splitNode, Slice: sliceNode, Pad: padNode, Gather: gatherRows, Resize: resize, Upsample: resize, Constant: constant,
+  Concat: (n) =>
+    same(
+      any(n),
+      cat(
+        n.inputs.map((_, i) => any(n, i).tensor),
+        attr(n, "axis", 0),
+      ),
+    ),
+  Split: splitNode,
+  Slice: sliceNode,
+  Pad: padNode,
+  Gather: gatherRows,
+  Resize: resize,
+  Upsample: resize,
+  Constant: constant,
   GatherElements: (n) => {
     const axis = axisOf(n, any(n).tensor.rank, 0);
     return same(any(n), gather(any(n).tensor, axis, wrap(any(n, 1).tensor, any(n).tensor.shape[axis])));
@@ -328,7 +540,10 @@ export const operators: Record<string, Operator> = {
   ScatterElements: (n) => {
     if (attr(n, "reduction", "none") !== "add") throw new NotCovered("ScatterElements that replaces");
     const axis = axisOf(n, any(n).tensor.rank, 0);
-    return same(any(n), scatterAdd(any(n).tensor, axis, wrap(any(n, 1).tensor, any(n).tensor.shape[axis]), any(n, 2).tensor));
+    return same(
+      any(n),
+      scatterAdd(any(n).tensor, axis, wrap(any(n, 1).tensor, any(n).tensor.shape[axis]), any(n, 2).tensor),
+    );
   },
   Cast: (n) => cast(any(n), attr(n, "to", 0)),
   CastLike: (n) => cast(any(n), any(n, 1).type),
@@ -346,13 +561,43 @@ export const operators: Record<string, Operator> = {
     const dtype = casts[v.type];
     if (!dtype) throw new NotCovered(`element type ${v.type}`);
     const count = shape.reduce((a, b) => a * b, 1);
-    return [{ tensor: n.engine.tensor(Float64Array.from({ length: count }, () => v.values[0]), shape, dtype), type: v.type, host: Array<number>(count).fill(v.values[0]) }];
+    return [
+      {
+        tensor: n.engine.tensor(
+          Float64Array.from({ length: count }, () => v.values[0]),
+          shape,
+          dtype,
+        ),
+        type: v.type,
+        host: Array<number>(count).fill(v.values[0]),
+      },
+    ];
   },
   Range: (n) => {
     const [start, limit, delta] = [0, 1, 2].map((i) => ints(n, i)![0]);
     const values = Array.from({ length: Math.max(0, Math.ceil((limit - start) / delta)) }, (_, i) => start + i * delta);
     return [upload(n.engine, { name: "range", dims: [values.length], type: any(n).type, values })];
   },
-  GlobalAveragePool: (n) => same(float(n), mean(float(n).tensor, float(n).tensor.shape.map((_, i) => i).slice(2), true)),
-  GlobalMaxPool: (n) => same(float(n), max(float(n).tensor, float(n).tensor.shape.map((_, i) => i).slice(2), true)),
+  GlobalAveragePool: (n) =>
+    same(
+      float(n),
+      mean(
+        float(n).tensor,
+        float(n)
+          .tensor.shape.map((_, i) => i)
+          .slice(2),
+        true,
+      ),
+    ),
+  GlobalMaxPool: (n) =>
+    same(
+      float(n),
+      max(
+        float(n).tensor,
+        float(n)
+          .tensor.shape.map((_, i) => i)
+          .slice(2),
+        true,
+      ),
+    ),
 };

@@ -122,7 +122,8 @@ function readAttribute(bytes: Uint8Array): [string, OnnxNode["attributes"][strin
     else if (field === 3) value = numbers(v, "varint")[0];
     else if (field === 4) value = text(v);
     else if (field === 5) value = readTensor(body(v));
-    else if (field === 7 || field === 8) value = [...((value as number[] | undefined) ?? []), ...numbers(v, field === 7 ? "float" : "varint")];
+    else if (field === 7 || field === 8)
+      value = [...((value as number[] | undefined) ?? []), ...numbers(v, field === 7 ? "float" : "varint")];
   }
   return [name, value];
 }

@@ -13,18 +13,40 @@ const FEATURES: readonly (readonly [GPUFeatureName, string])[] = [
 ];
 
 const LIMITS = [
-  "maxBufferSize", "maxStorageBufferBindingSize", "maxStorageBuffersPerShaderStage", "maxComputeWorkgroupStorageSize",
-  "maxComputeInvocationsPerWorkgroup", "maxComputeWorkgroupsPerDimension", "minStorageBufferOffsetAlignment",
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxStorageBuffersPerShaderStage",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupsPerDimension",
+  "minStorageBufferOffsetAlignment",
 ] as const;
 
-const bytes = (n: number) => (n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GiB` : n >= 2 ** 20 ? `${Math.round(n / 2 ** 20)} MiB` : n >= 2 ** 10 ? `${Math.round(n / 2 ** 10)} KiB` : `${n}`);
+const bytes = (n: number) =>
+  n >= 2 ** 30
+    ? `${(n / 2 ** 30).toFixed(1)} GiB`
+    : n >= 2 ** 20
+      ? `${Math.round(n / 2 ** 20)} MiB`
+      : n >= 2 ** 10
+        ? `${Math.round(n / 2 ** 10)} KiB`
+        : `${n}`;
 
 function describe(engine: Engine): string {
   const { info } = engine;
   const limits = LIMITS.map((l) => `  ${l.padEnd(34)} ${/Size$/.test(l) ? bytes(engine.limits[l]) : engine.limits[l]}`);
   const features = FEATURES.map(([f, doc]) => `  ${f.padEnd(34)} ${engine.has(f) ? "yes" : "no "}  ${doc}`);
-  const subgroup = info.subgroupSizes ? [`  ${"subgroup size".padEnd(34)} ${[...new Set(info.subgroupSizes)].join(" to ")}`] : [];
-  return [`taken    ${info.name} (${info.kind}, through ${info.backend})`, `driver   ${info.description || "does not say"}`, "features", ...features, "limits", ...limits, ...subgroup].join("\n");
+  const subgroup = info.subgroupSizes
+    ? [`  ${"subgroup size".padEnd(34)} ${[...new Set(info.subgroupSizes)].join(" to ")}`]
+    : [];
+  return [
+    `taken    ${info.name} (${info.kind}, through ${info.backend})`,
+    `driver   ${info.description || "does not say"}`,
+    "features",
+    ...features,
+    "limits",
+    ...limits,
+    ...subgroup,
+  ].join("\n");
 }
 
 export async function run(args: string[]): Promise<number> {
@@ -35,7 +57,9 @@ export async function run(args: string[]): Promise<number> {
   }
   console.log(`espalier on ${platform.name}`);
   const names = await platform.adapterNames();
-  console.log(`found    ${names.map((a) => `${a.name}${a.source === "embedded" ? " (from an npm package)" : ""}`).join(", ") || "no adapter"}`);
+  console.log(
+    `found    ${names.map((a) => `${a.name}${a.source === "embedded" ? " (from an npm package)" : ""}`).join(", ") || "no adapter"}`,
+  );
   const engine = await createEngine({ adapter: values.adapter as string | undefined });
   try {
     console.log(describe(engine));
@@ -49,7 +73,11 @@ export async function run(args: string[]): Promise<number> {
         `  ${"launch".padEnd(34)} ${c.launch.toFixed(1)} µs`,
       ].join("\n"),
     );
-    console.log(engine.info.faster ? `faster   ${engine.info.faster}` : "faster   nothing that is known: this is a hardware adapter");
+    console.log(
+      engine.info.faster
+        ? `faster   ${engine.info.faster}`
+        : "faster   nothing that is known: this is a hardware adapter",
+    );
     return 0;
   } finally {
     engine.destroy();

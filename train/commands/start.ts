@@ -68,7 +68,9 @@ async function choose(engine: Engine, out: string, seed: number, seconds: number
     const work = flopsOf(config);
     rate = work / each;
     const total = each * preset.steps;
-    console.error(`preset ${preset.name}: ${(each * 1000).toFixed(0)} ms a step, ${duration(total)} for ${preset.steps} steps`);
+    console.error(
+      `preset ${preset.name}: ${(each * 1000).toFixed(0)} ms a step, ${duration(total)} for ${preset.steps} steps`,
+    );
     if (total > seconds) {
       // The smallest does not fit either: the time decides how far it gets.
       if (preset === PRESETS.at(-1)) {
@@ -80,7 +82,8 @@ async function choose(engine: Engine, out: string, seed: number, seconds: number
       return { preset: fits.name, config: configOf(fits, out, seed), notes: [] };
     }
     // The next is not even tried when the speed seen so far puts it far out of reach.
-    if (next && (flopsOf(configOf(next, out, seed)) * next.steps) / rate > 3 * seconds) return { preset: preset.name, config, notes: [] };
+    if (next && (flopsOf(configOf(next, out, seed)) * next.steps) / rate > 3 * seconds)
+      return { preset: preset.name, config, notes: [] };
   }
   return { preset: PRESETS[0].name, config: configOf(PRESETS[0], out, seed), notes: [] };
 }
@@ -89,14 +92,32 @@ async function choose(engine: Engine, out: string, seed: number, seconds: number
 function flopsOf(config: Config): number {
   const { data, codec, model, train: plan } = config;
   const side = data.size / codec.patch;
-  const sizes = { inChannels: codec.channels, predSigma: false, hidden: model.hidden, depth: model.depth, heads: model.heads, mlpRatio: model.mlpRatio, patch: model.patch, frames: data.frames, latent: [side, side] as const, captionChannels: model.captionChannels, maxLength: model.maxLength, spaceScale: 1, timeScale: 1, temporalOwner: 0 };
+  const sizes = {
+    inChannels: codec.channels,
+    predSigma: false,
+    hidden: model.hidden,
+    depth: model.depth,
+    heads: model.heads,
+    mlpRatio: model.mlpRatio,
+    patch: model.patch,
+    frames: data.frames,
+    latent: [side, side] as const,
+    captionChannels: model.captionChannels,
+    maxLength: model.maxLength,
+    spaceScale: 1,
+    timeScale: 1,
+    temporalOwner: 0,
+  };
   return 3 * plan.batchSize * forwardFlops(sizes, [data.frames, side, side], model.maxLength);
 }
 
 /** The folder to work in: a named one, or the first of the series that is not finished. */
 function chooseFolder(given: string | undefined): string {
   if (given !== undefined) {
-    if (existsSync(`${given}/report.html`)) throw new ConfigError(`start: ${given} holds a finished demonstration; look at ${given}/report.html, or give another folder with --out`);
+    if (existsSync(`${given}/report.html`))
+      throw new ConfigError(
+        `start: ${given} holds a finished demonstration; look at ${given}/report.html, or give another folder with --out`,
+      );
     return given;
   }
   for (let n = 1; ; n++) {
@@ -106,7 +127,15 @@ function chooseFolder(given: string | undefined): string {
 }
 
 export async function run(args: string[]): Promise<number> {
-  const { values, words, help } = parseArguments("start", args, { minutes: "number", preset: "text", steps: "whole", clips: "whole", out: "text", seed: "whole", adapter: "text" });
+  const { values, words, help } = parseArguments("start", args, {
+    minutes: "number",
+    preset: "text",
+    steps: "whole",
+    clips: "whole",
+    out: "text",
+    seed: "whole",
+    adapter: "text",
+  });
   if (help) {
     console.log(usage);
     return 0;
@@ -117,7 +146,8 @@ export async function run(args: string[]): Promise<number> {
   const seed = (values.seed as number | undefined) ?? 42;
   if (!(minutes > 0)) throw new ConfigError(`start: --minutes must be above 0: got ${minutes}`);
   const named = values.preset === undefined ? undefined : PRESETS.find((p) => p.name === values.preset);
-  if (values.preset !== undefined && !named) throw new ConfigError(`start: unknown preset "${values.preset}" (${PRESETS.map((p) => p.name).join(", ")})`);
+  if (values.preset !== undefined && !named)
+    throw new ConfigError(`start: unknown preset "${values.preset}" (${PRESETS.map((p) => p.name).join(", ")})`);
 
   const began = performance.now();
   const out = chooseFolder(values.out as string | undefined);
@@ -139,27 +169,52 @@ export async function run(args: string[]): Promise<number> {
       plan = JSON.parse(readFileSync(planFile, "utf8")) as Plan;
       console.error(`going on with ${out} from step ${latest.step} of ${plan.config.train.steps}`);
     } else {
-      plan = named || values.steps
-        ? { preset: (named ?? PRESETS.at(-1)!).name, config: configOf(named ?? PRESETS.at(-1)!, out, seed, values.steps as number | undefined), notes: [] }
-        : await timed("choosing a preset", () => choose(engine, out, seed, minutes * 60 * TRAINING));
+      plan =
+        named || values.steps
+          ? {
+              preset: (named ?? PRESETS.at(-1)!).name,
+              config: configOf(named ?? PRESETS.at(-1)!, out, seed, values.steps as number | undefined),
+              notes: [],
+            }
+          : await timed("choosing a preset", () => choose(engine, out, seed, minutes * 60 * TRAINING));
       writeFileSync(planFile, JSON.stringify(plan, null, 2));
     }
     const { config } = plan;
     const preset = PRESETS.find((p) => p.name === plan.preset)!;
-    console.error(`training preset ${preset.name}: ${preset.doc}, ${config.train.steps} steps of ${config.train.batchSize} clips`);
+    console.error(
+      `training preset ${preset.name}: ${preset.doc}, ${config.train.steps} steps of ${config.train.batchSize} clips`,
+    );
     for (const note of plan.notes) console.error(note);
 
     const source = await openSource(config);
     const state = await timed("training", () => train(engine, config, source, folder, latest, { signal }));
     const bar = new Progress({ total: count, label: "sample" });
-    const evaluation = await timed("sampling and judging", () => state.ema.use(() => evaluate(state.setup, config, source, count, (done) => bar.update(done)))).finally(() => bar.stop());
+    const evaluation = await timed("sampling and judging", () =>
+      state.ema.use(() => evaluate(state.setup, config, source, count, (done) => bar.update(done))),
+    ).finally(() => bar.stop());
 
     const { colour, motion, class: classes } = evaluation.right;
     await timed("writing clips", () => writeClips(evaluation, folder));
     const report = folder.file("report.html");
     const total = (performance.now() - began) / 1000;
-    await writeFile(report, await reportOf({ plan, preset, config, source, engine, evaluation, folder, timings, total, resumed: latest !== undefined }));
-    console.log(`\n${count} clips of combinations it never saw: colour right in ${colour}, motion in ${motion}, class in ${classes}`);
+    await writeFile(
+      report,
+      await reportOf({
+        plan,
+        preset,
+        config,
+        source,
+        engine,
+        evaluation,
+        folder,
+        timings,
+        total,
+        resumed: latest !== undefined,
+      }),
+    );
+    console.log(
+      `\n${count} clips of combinations it never saw: colour right in ${colour}, motion in ${motion}, class in ${classes}`,
+    );
     console.log(`clips    ${folder.file("clips")}`);
     console.log(`model    ${folder.file("model.safetensors")}`);
     console.log(`report   ${report}   (${duration(total)} in all)`);
@@ -181,7 +236,8 @@ function firstOfEach(clips: readonly JudgedClip[]): JudgedClip[] {
 /** All clips as WebP and GIF; the first of each caption as MP4 too, and together on one sheet. */
 async function writeClips({ clips }: Evaluation, folder: RunFolder): Promise<void> {
   await mkdir(folder.file("clips"), { recursive: true });
-  const nameOf = (c: JudgedClip) => folder.file("clips", `${String(clips.indexOf(c)).padStart(2, "0")}-${c.caption.replace(/ /g, "-")}`);
+  const nameOf = (c: JudgedClip) =>
+    folder.file("clips", `${String(clips.indexOf(c)).padStart(2, "0")}-${c.caption.replace(/ /g, "-")}`);
   for (const c of clips) {
     await writeFile(`${nameOf(c)}.webp`, await encodeAnimatedWebp(c.clip));
     await writeGif(`${nameOf(c)}.gif`, c.clip);
@@ -193,7 +249,12 @@ async function writeClips({ clips }: Evaluation, folder: RunFolder): Promise<voi
       break;
     }
   }
-  await writeContactSheet(folder.file("clips", "sheet.png"), firstOfEach(clips).slice(0, 12).map((c) => c.clip));
+  await writeContactSheet(
+    folder.file("clips", "sheet.png"),
+    firstOfEach(clips)
+      .slice(0, 12)
+      .map((c) => c.clip),
+  );
 }
 
 interface ReportParts {
@@ -209,7 +270,18 @@ interface ReportParts {
   resumed: boolean;
 }
 
-async function reportOf({ plan, preset, config, source, engine, evaluation, folder, timings, total, resumed }: ReportParts): Promise<string> {
+async function reportOf({
+  plan,
+  preset,
+  config,
+  source,
+  engine,
+  evaluation,
+  folder,
+  timings,
+  total,
+  resumed,
+}: ReportParts): Promise<string> {
   const log = readLog(folder.file("log.jsonl"));
   const { world, sprites } = source.composed!;
   const shown = firstOfEach(evaluation.clips).slice(0, 24);
@@ -242,10 +314,19 @@ async function reportOf({ plan, preset, config, source, engine, evaluation, fold
     ],
     config,
     adapter: {
-      name: engine.info.name, kind: engine.info.kind, driver: engine.info.description, backend: engine.info.backend,
-      "training TFLOP": (flops / 1e12).toFixed(2), "GFLOP/s in training": resumed ? "unknown: the run was resumed" : (flops / 1e9 / training).toFixed(1),
+      name: engine.info.name,
+      kind: engine.info.kind,
+      driver: engine.info.description,
+      backend: engine.info.backend,
+      "training TFLOP": (flops / 1e12).toFixed(2),
+      "GFLOP/s in training": resumed ? "unknown: the run was resumed" : (flops / 1e9 / training).toFixed(1),
     },
     timings: [...timings, { name: "in all", seconds: total }],
-    warnings: [...plan.notes, ...(engine.info.faster ? [`Trained on a software adapter (${engine.info.name}). Faster would be ${engine.info.faster}.`] : [])],
+    warnings: [
+      ...plan.notes,
+      ...(engine.info.faster
+        ? [`Trained on a software adapter (${engine.info.name}). Faster would be ${engine.info.faster}.`]
+        : []),
+    ],
   });
 }

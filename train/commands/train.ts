@@ -1,9 +1,9 @@
 import { createEngine } from "../../engine/index.js";
 import { describe } from "../config.js";
+import { type TrainOptions, train } from "../loop.js";
 import { configOf, helpText, mergeConfigs, parseFlags } from "../options.js";
 import { RunFolder } from "../run.js";
 import { openSource } from "../source.js";
-import { type TrainOptions, train } from "../loop.js";
 import { adapterLine } from "./adapter.js";
 
 const usage = () => `Usage: espalier train [--config FILE.json] [options]
