@@ -6,11 +6,12 @@ export interface Golden {
   data: Float32Array | Float64Array | Int32Array;
 }
 
-/** All tensors of test/goldens/NAME.safetensors, with the file's notes. */
+/** All tensors of a golden file, with its notes. A page finds the files elsewhere. */
 export async function golden(
   name: string,
+  folder = "test/goldens",
 ): Promise<{ tensors: Record<string, Golden>; metadata: Readonly<Record<string, string>> }> {
-  const file = await openSafetensors(`test/goldens/${name}.safetensors`);
+  const file = await openSafetensors(`${folder}/${name}.safetensors`);
   const tensors: Record<string, Golden> = {};
   for (const [key, { dtype, shape }] of file.tensors)
     tensors[key] = {
