@@ -95,7 +95,10 @@ export async function newSetup(engine: Engine, config: Config, source: Source): 
     codec,
     objective: objectiveOf(config),
     text,
-    dispose: () => [model, codec].forEach((x) => x.dispose()),
+    dispose: () => {
+      model.dispose();
+      codec.dispose();
+    },
   };
 }
 
