@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
-import { mkdir, rename, rm } from "node:fs/promises";
+import { mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
@@ -74,9 +74,26 @@ async function npmChromium(): Promise<Chromium> {
     executablePath: join(folder, "chromium"),
     args: ["--headless=shell", "--in-process-gpu", ...COMMON],
     // A bare system lacks NSS, NSPR, expat and fonts; the package brings them.
-    env: { ...environment(), LD_LIBRARY_PATH: join(folder, "al2023/lib"), FONTCONFIG_PATH: join(folder, "fonts") },
+    env: { ...environment(), LD_LIBRARY_PATH: join(folder, "al2023/lib"), FONTCONFIG_FILE: await fontList(folder) },
     source: "npm",
   };
+}
+
+/**
+ * A list of the package's fonts. Its own names folders of AWS Lambda, and without any font a browser of this package ends
+ * itself at the first text field.
+ */
+async function fontList(folder: string): Promise<string> {
+  const list = join(folder, "fonts.conf");
+  if (existsSync(list)) return list;
+  const aside = `${list}.${randomUUID()}`;
+  const folders = `<dir>${join(folder, "fonts")}</dir><cachedir>${join(folder, "fonts.cache")}</cachedir>`;
+  await writeFile(
+    aside,
+    `<?xml version="1.0"?>\n<!DOCTYPE fontconfig SYSTEM "fonts.dtd">\n<fontconfig>${folders}</fontconfig>\n`,
+  );
+  await rename(aside, list);
+  return list;
 }
 
 /** The package unpacks into the temporary folder, and its libraries only where it believes to run on AWS Lambda. */
