@@ -4,14 +4,15 @@
 // nearly nothing. A workgroup is one subgroup of LANES lanes and owns ROWS x 4·LANES elements of y, a lane ROWS x 4 of
 // them. k is walked by 2. Each lane loads two values of one row of a, which the shuffles then show to all lanes; its own
 // four columns of b it loads itself. No value is loaded twice within a workgroup.
-// The loop must stay small: code beyond some 16 KiB no longer fits the processor's decoded-instruction cache.
+// The loop must stay small: code beyond some 16 KiB no longer fits the processor's decoded-instruction cache. More rows
+// pay where b's k is contiguous, because its columns then cost more instructions to load.
 // Limits assumed: subgroups of exactly LANES lanes.
 enable subgroups;
 
 alias T = f32; // param
 alias TY = f32; // param
 const LANES = 8u; // param
-const ROWS = 16u;
+const ROWS = 16u; // param
 
 struct Params {
   m: u32, n: u32, k: u32,
@@ -32,12 +33,15 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<T>;
+@group(0) @binding(1) var<storage, read> a2: array<vec2<T>>;
 @group(0) @binding(2) var<storage, read> b: array<T>;
 @group(0) @binding(2) var<storage, read> b2: array<vec2<T>>;
 @group(0) @binding(2) var<storage, read> b4: array<vec4<T>>;
 @group(0) @binding(3) var<storage, read> bias: array<T>;
 @group(0) @binding(4) var<storage, read_write> y: array<TY>;
 
+// Two values of k from `at` on, `step` apart; one load where k is contiguous and all addresses are even.
+fn a_pair(at: u32, step: u32) -> vec2<f32> { return vec2<f32>(f32(a[at]), f32(a[at + step])); } // param
 // Four columns (at their addresses) by two values of k (`step` apart): two loads where columns are contiguous and all
 // addresses divide by 4, four where k is contiguous and all are even, else eight.
 fn b_block(at: vec4<u32>, step: u32) -> mat2x4<f32> { return mat2x4<f32>(vec4<f32>(b4[at.x / 4u]), vec4<f32>(b4[(at.x + step) / 4u])); } // param
@@ -92,8 +96,8 @@ fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     let odd = k + 1u == end;
     var pair: array<vec2<f32>, ROWS / LANES>;
     for (var i = 0u; i < ROWS / LANES; i++) {
-      let at = at_a[i] + k * p.a.z;
-      pair[i] = vec2<f32>(f32(a[at]), select(f32(a[at + p.a.z]), 0.0, odd));
+      let v = a_pair(at_a[i] + k * p.a.z, p.a.z);
+      pair[i] = vec2<f32>(v.x, select(v.y, 0.0, odd));
     }
     var w = b_block(at_b + k * p.b.y, p.b.y);
     w[1] = select(w[1], vec4<f32>(), odd);

@@ -31,18 +31,11 @@ export interface Epilogue {
   plan?: Plan;
 }
 
-/** Lanes of every subgroup where kernels may rely on it, else 0. */
-function lanesOf(engine: Engine): number {
+/** Lanes of a subgroup that `lanes` is written for: lavapipe's on processors with 256-bit vectors. */
+const LANES = 8;
+function hasLanes(engine: Engine): boolean {
   const [low, high] = engine.info.subgroupSizes ?? [0, 0];
-  return engine.has("subgroups") && low === high && (low === 8 || low === 16) ? low : 0;
-}
-
-/** Rows and columns of y that one workgroup owns. */
-function tileOf(variant: Variant, lanes: number, bByK: boolean): [number, number] {
-  if (variant === "lanes") return [16, 4 * lanes];
-  if (variant === "registers") return [8, 32];
-  if (variant === "skinny") return [8, bByK ? 4 : 16];
-  return variant === "tiled" ? [64, 64] : [32, 32];
+  return engine.has("subgroups") && low === LANES && high === LANES;
 }
 
 /**
@@ -55,9 +48,8 @@ export function planMatmul(engine: Engine, batch: number, m: number, n: number, 
   const shares = (workgroups: number, wanted: number, shortest: number) =>
     Math.max(1, Math.min(32, Math.ceil(wanted / workgroups), Math.floor(k / shortest)));
   if (engine.kind === "software") {
-    const lanes = lanesOf(engine);
-    const variant = lanes ? "lanes" : "registers";
-    const tile = tileOf(variant, lanes, false);
+    const variant = hasLanes(engine) ? "lanes" : "registers";
+    const tile = [variant === "lanes" ? 16 : 8, 32] as const;
     // A tile takes the time that `naive` needs for a twelfth of its elements.
     if (batch > 1 && batch * m * n * 12 < tiles(tile) * tile[0] * tile[1]) return { variant: "naive", split: 1 };
     return { variant, split: shares(tiles(tile), 8, 256) };
@@ -83,50 +75,63 @@ function contiguous({ offset, row, column, batch }: Layout, unit: number): "row"
   return row === 1 && divides(column) ? "column" : "none";
 }
 
-const kernels = new Map<string, Kernel>();
+/** A kernel with the rows and columns of y that one of its workgroups owns. */
+interface Tiled {
+  kernel: Kernel;
+  down: number;
+  across: number;
+}
+const chosen = new Map<string, Tiled>();
 
-/** The kernel of a variant for operands of these layouts and types. */
-function kernelFor(variant: Variant, a: Layout, b: Layout, tail: boolean, lanes: number, t: DType, ty: DType): Kernel {
-  const units = variant === "lanes" ? [1, 4] : variant === "registers" ? [4, 4] : [1, 1];
-  const along = [contiguous(a, units[0]), contiguous(b, units[1])];
+/** The kernel of a variant for operands of these layouts and types; few distinct ones, since each is compiled. */
+function kernelFor(variant: Variant, a: Layout, b: Layout, k: number, t: DType, ty: DType): Tiled {
+  let ways: [string, string];
   if (variant === "lanes") {
-    along[0] = "none";
-    if (along[1] !== "row") along[1] = b.row === 1 && contiguous(b, 2) === "column" ? "column" : "none";
+    const wayB = contiguous(b, 4) === "row" ? "row" : contiguous(b, 2) === "column" ? "column" : "none";
+    ways = [wayB === "column" && contiguous(a, 2) === "row" ? "row" : "none", wayB];
+  } else if (variant === "registers") ways = [contiguous(a, 4), contiguous(b, 4)];
+  else ways = [contiguous(a, 1), contiguous(b, 1)];
+  const key = `${variant} ${ways} ${variant === "registers" && k % 4 !== 0} ${t} ${ty}`;
+  let found = chosen.get(key);
+  if (!found) {
+    found = specialized(variant, ways, k % 4 !== 0, { T: t, TY: ty });
+    chosen.set(key, found);
   }
-  const odd = variant === "registers" && tail;
-  const key = `${variant} ${along[0]} ${along[1]} ${odd} ${lanes} ${t} ${ty}`;
-  let found = kernels.get(key);
-  if (found) return found;
-  const settings: Settings = { T: t, TY: ty };
+  return found;
+}
+
+function specialized(variant: Variant, [wayA, wayB]: [string, string], tail: boolean, types: Settings): Tiled {
+  const settings = { ...types };
+  const each = (text: (c: string) => string) => ["x", "y", "z", "w"].map(text).join(", ");
   if (variant === "lanes") {
-    const four = (text: (c: string) => string) => ["x", "y", "z", "w"].map(text).join(", ");
-    settings.LANES = lanes;
-    if (along[1] === "column")
-      settings.b_block = `return transpose(mat4x2<f32>(${four((c) => `vec2<f32>(b2[at.${c} / 2u])`)}));`;
-    else if (along[1] === "none")
-      settings.b_block = `return mat2x4<f32>(${four((c) => `f32(b[at.${c}])`)}, ${four((c) => `f32(b[at.${c} + step])`)});`;
-  } else if (variant !== "naive") {
-    settings.B_BY_K = `${along[1] === "column"}`;
-    if (variant !== "skinny") settings.A_BY_K = `${along[0] !== "column"}`;
+    // Its columns cost more to load where k is contiguous: more rows share them.
+    const down = wayB === "column" ? 24 : 16;
+    Object.assign(settings, { LANES, ROWS: down });
+    if (wayA === "row") settings.a_pair = "return vec2<f32>(a2[at / 2u]);";
+    if (wayB === "column")
+      settings.b_block = `return transpose(mat4x2<f32>(${each((c) => `vec2<f32>(b2[at.${c} / 2u])`)}));`;
+    else if (wayB === "none")
+      settings.b_block = `return mat2x4<f32>(${each((c) => `f32(b[at.${c}])`)}, ${each((c) => `f32(b[at.${c} + step])`)});`;
+    return { kernel: kernel("matmul_lanes", lanesSource, "lanes", settings), down, across: 4 * LANES };
   }
   if (variant === "registers") {
     const scalars = (x: string) =>
       `return vec4<f32>(f32(${x}[at]), f32(${x}[at + step]), f32(${x}[at + 2u * step]), f32(${x}[at + 3u * step]));`;
-    settings.TAIL = `${odd}`;
-    if (along[0] === "none") settings.a_at = scalars("a");
-    if (along[1] === "none") Object.assign(settings, { b_at: scalars("b"), B_BY_K: "true" });
+    Object.assign(settings, { A_BY_K: `${wayA !== "column"}`, B_BY_K: `${wayB !== "row"}`, TAIL: `${tail}` });
+    if (wayA === "none") settings.a_at = scalars("a");
+    if (wayB === "none") settings.b_at = scalars("b");
+    return { kernel: kernel("matmul", source, "registers", settings), down: 8, across: 32 };
   }
-  if (variant === "skinny") settings.COLUMNS = tileOf(variant, lanes, along[1] === "column")[1];
-  if (variant === "tiled" || variant === "tiled32") {
-    const [side] = tileOf(variant, lanes, false);
-    Object.assign(settings, { TILE: side, SIDE: side / 4, TILED: (side / 4) ** 2 });
+  if (variant === "skinny") {
+    const across = wayB === "column" ? 4 : 16;
+    Object.assign(settings, { B_BY_K: `${wayB === "column"}`, COLUMNS: across });
+    return { kernel: kernel("matmul", source, "skinny", settings), down: 8, across };
   }
-  found =
-    variant === "lanes"
-      ? kernel("matmul_lanes", lanesSource, "lanes", settings)
-      : kernel("matmul", source, variant === "tiled32" ? "tiled" : variant, settings);
-  kernels.set(key, found);
-  return found;
+  if (variant === "naive") return { kernel: kernel("matmul", source, "naive", settings), down: 1, across: 1 };
+  const side = variant === "tiled" ? 64 : 32;
+  Object.assign(settings, { A_BY_K: `${wayA !== "column"}`, B_BY_K: `${wayB === "column"}` });
+  Object.assign(settings, { TILE: side, SIDE: side / 4, TILED: (side / 4) ** 2 });
+  return { kernel: kernel("matmul", source, "tiled", settings), down: side, across: side };
 }
 
 const four = (list: readonly number[], fill: number) => [...Array<number>(4 - list.length).fill(fill), ...list];
@@ -174,6 +179,8 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
     );
   const count = sizeOf(batch);
   const { variant, split } = options.plan ?? planMatmul(engine, count, m, n, k);
+  if (variant === "skinny" && m > 8)
+    throw new EspalierError(`matmul: the skinny kernel keeps at most 8 rows: got ${m}; leave the plan out.`);
   const la: Layout = { offset: a.offset, row: rowA, column: k > 1 ? a.strides.at(-1)! : 1, batch: batchA };
   const lb: Layout = {
     offset: b.offset,
@@ -181,8 +188,8 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
     column: n > 1 ? b.strides.at(-1)! : 1,
     batch: batchB,
   };
-  const lanes = variant === "lanes" ? lanesOf(engine) : 0;
-  const [down, across] = tileOf(variant, lanes, contiguous(lb, 1) === "column");
+  const shares = split > 1 ? engine.empty([count, split, m, n], "f32", "matmul") : undefined;
+  const { kernel: main, down, across } = kernelFor(variant, la, lb, k, a.dtype, shares ? "f32" : y.dtype);
   const tiles = Math.ceil(m / down) * Math.ceil(n / across);
   const whole = [y.offset, rowY, batch.length ? (m === a.shape.at(-2) ? step : m * rowY) : 0, 0];
   const params: Params = {
@@ -206,8 +213,6 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
     to: whole,
   };
   const spread = bias ?? strided(a);
-  const shares = split > 1 ? engine.empty([count, split, m, n], "f32", "matmul") : undefined;
-  const main = kernelFor(variant, la, lb, k % 4 !== 0, lanes, a.dtype, shares ? "f32" : y.dtype);
   const tensors: Record<string, Tensor | Strided> = {};
   for (const { name, type } of main.bindings)
     if (type !== "uniform")
