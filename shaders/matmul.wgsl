@@ -94,11 +94,17 @@ fn naive(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
 fn a_at(at: u32, step: u32) -> vec4<f32> { return vec4<f32>(a4[at / 4u]); } // param
 fn b_at(at: u32, step: u32) -> vec4<f32> { return vec4<f32>(b4[at / 4u]); } // param
 
-// x · w + sum for one row x of a block of a.
-fn row_product(x: vec4<f32>, w: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
+// sum + x · w for one row x of a block of a.
+fn row_product(sum: vec4<f32>, x: vec4<f32>, w: mat4x4<f32>) -> vec4<f32> {
   return fma(vec4<f32>(x.w), w[3], fma(vec4<f32>(x.z), w[2], fma(vec4<f32>(x.y), w[1], fma(vec4<f32>(x.x), w[0], sum))));
 }
+// The block with zeros in the columns that lie beyond the end of k.
+fn ended(w: mat4x4<f32>, inside: vec4<bool>) -> mat4x4<f32> {
+  let z = vec4<f32>();
+  return mat4x4<f32>(select(z, w[0], inside.x), select(z, w[1], inside.y), select(z, w[2], inside.z), select(z, w[3], inside.w));
+}
 
+// No index varies here: SwiftShader keeps what is indexed by a variable in memory, at a third of the speed.
 @compute @workgroup_size(8)
 fn registers(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
   let tile = wg.y * groups.x + wg.x;
@@ -115,34 +121,41 @@ fn registers(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grou
   let side = start.y + select(vec4<u32>(n0) + i * p.b.y, min(n0 + i, vec4<u32>(p.n - 1u)) * p.b.z, B_BY_K);
   let begin = share % p.split * p.chunk;
   let end = min(begin + p.chunk, p.k);
-  var c: array<vec4<f32>, 8>;
+  var c0: vec4<f32>; var c1: vec4<f32>; var c2: vec4<f32>; var c3: vec4<f32>;
+  var c4: vec4<f32>; var c5: vec4<f32>; var c6: vec4<f32>; var c7: vec4<f32>;
   for (var k = begin; k < end; k += 4u) {
     let ka = k * p.a.z;
     let kb = k * p.b.y;
     var top = mat4x4<f32>(a_at(high.x + ka, p.a.z), a_at(high.y + ka, p.a.z), a_at(high.z + ka, p.a.z), a_at(high.w + ka, p.a.z));
     var bottom = mat4x4<f32>(a_at(low.x + ka, p.a.z), a_at(low.y + ka, p.a.z), a_at(low.z + ka, p.a.z), a_at(low.w + ka, p.a.z));
     var w = mat4x4<f32>(b_at(side.x + kb, p.b.y), b_at(side.y + kb, p.b.y), b_at(side.z + kb, p.b.y), b_at(side.w + kb, p.b.y));
-    // Now one row of a block of a in each column of the matrix, and one row (one k) of b in each column of w.
-    if (!A_BY_K) { top = transpose(top); bottom = transpose(bottom); }
+    // Each column of `top` and `bottom` becomes one row of a, each column of w one row (one k) of b.
+    if (A_BY_K && TAIL) { top = transpose(top); bottom = transpose(bottom); }
     if (B_BY_K) { w = transpose(w); }
     if (TAIL) {
       // Both factors: zero times a NaN that lies beyond the end would not be zero.
       let inside = k + i < vec4<u32>(end);
-      for (var r = 0u; r < 4u; r++) {
-        top[r] = select(vec4<f32>(), top[r], inside);
-        bottom[r] = select(vec4<f32>(), bottom[r], inside);
-        w[r] = select(vec4<f32>(), w[r], k + r < end);
-      }
+      top = ended(top, inside);
+      bottom = ended(bottom, inside);
+      w = ended(w, inside);
     }
-    for (var r = 0u; r < 4u; r++) {
-      c[r] = row_product(top[r], w, c[r]);
-      c[r + 4u] = row_product(bottom[r], w, c[r + 4u]);
-    }
+    if (!A_BY_K || TAIL) { top = transpose(top); bottom = transpose(bottom); }
+    c0 = row_product(c0, top[0], w);
+    c1 = row_product(c1, top[1], w);
+    c2 = row_product(c2, top[2], w);
+    c3 = row_product(c3, top[3], w);
+    c4 = row_product(c4, bottom[0], w);
+    c5 = row_product(c5, bottom[1], w);
+    c6 = row_product(c6, bottom[2], w);
+    c7 = row_product(c7, bottom[3], w);
   }
-  for (var r = 0u; r < 8u; r++) {
-    for (var j = 0u; j < 4u; j++) {
-      if (m0 + r < p.m && n0 + j < p.n) { y[y_at(share, m0 + r, n0 + j)] = TY(finish(c[r][j], m0 + r, n0 + j)); }
-    }
+  for (var row = m0; row < min(m0 + 8u, p.m); row++) {
+    let at = y_at(share, row, n0);
+    y[at] = TY(finish(c0.x, row, n0));
+    if (n0 + 1u < p.n) { y[at + 1u] = TY(finish(c0.y, row, n0 + 1u)); }
+    if (n0 + 2u < p.n) { y[at + 2u] = TY(finish(c0.z, row, n0 + 2u)); }
+    if (n0 + 3u < p.n) { y[at + 3u] = TY(finish(c0.w, row, n0 + 3u)); }
+    c0 = c1; c1 = c2; c2 = c3; c3 = c4; c4 = c5; c5 = c6; c6 = c7;
   }
 }
 
