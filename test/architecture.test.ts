@@ -30,7 +30,9 @@ function imports(): Import[] {
       if (!name.endsWith(".ts") || name.endsWith(".d.ts")) continue;
       const file = join(folder, name);
       const source = readFileSync(file, "utf8");
-      for (const m of source.matchAll(/^(?:import|export)\s+(type\s)?[^;]*?from\s+"([^"]+)"|^import\s+"([^"]+)"|\bimport\("([^"]+)"\)/gm))
+      for (const m of source.matchAll(
+        /^(?:import|export)\s+(type\s)?[^;]*?from\s+"([^"]+)"|^import\s+"([^"]+)"|\bimport\("([^"]+)"\)/gm,
+      ))
         found.push({ file, to: m[2] ?? m[3] ?? m[4], typeOnly: m[1] !== undefined });
     }
   }
@@ -41,7 +43,9 @@ const resolved = (i: Import) => normalize(join(dirname(i.file), i.to)).replace(/
 const all = imports();
 
 architecture("folders import only along the arrows", () => {
-  const wrong = all.filter((i) => i.to.startsWith(".") && !arrows[i.file.split("/")[0]].includes(resolved(i).split("/")[0]));
+  const wrong = all.filter(
+    (i) => i.to.startsWith(".") && !arrows[i.file.split("/")[0]].includes(resolved(i).split("/")[0]),
+  );
   assert.equal(wrong, []);
   assert.ok(all.length > 100);
 });
@@ -50,14 +54,31 @@ architecture("other folders reach the engine through its index only", () => {
   const inner = all.filter((i) => {
     const [from, to] = [i.file.split("/")[0], resolved(i)];
     // Errors and the two pieces of pure arithmetic need no GPU, so they may be had without the engine's weight.
-    const light = ["engine/index.ts", "engine/errors.ts", "engine/random/philox.ts", "engine/random/key.ts", "engine/dtype.ts"];
-    return i.to.startsWith(".") && (from === "model" || from === "train" || from === "examples") && to.startsWith("engine/") && !light.includes(to) && !i.typeOnly;
+    const light = [
+      "engine/index.ts",
+      "engine/errors.ts",
+      "engine/random/philox.ts",
+      "engine/random/key.ts",
+      "engine/dtype.ts",
+    ];
+    return (
+      i.to.startsWith(".") &&
+      (from === "model" || from === "train" || from === "examples") &&
+      to.startsWith("engine/") &&
+      !light.includes(to) &&
+      !i.typeOnly
+    );
   });
   assert.equal(inner, []);
 });
 
 architecture("only the platform files touch Node or the webgpu package", () => {
-  const wrong = all.filter((i) => ["engine", "model"].includes(i.file.split("/")[0]) && /^(node:|webgpu$|koffi$|@sparticuz)/.test(i.to) && !platformFiles.includes(i.file));
+  const wrong = all.filter(
+    (i) =>
+      ["engine", "model"].includes(i.file.split("/")[0]) &&
+      /^(node:|webgpu$|koffi$|@sparticuz)/.test(i.to) &&
+      !platformFiles.includes(i.file),
+  );
   assert.equal(wrong, []);
   const webgpu = all.filter((i) => i.to === "webgpu" && !i.file.startsWith("test/"));
   assert.equal([...new Set(webgpu.map((i) => i.file))], ["engine/device/node.ts"]);

@@ -5,7 +5,7 @@ import { op, sameDType } from "../op.js";
 import { axis, collapse, denseStrides, show } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
 import { isFour, lead, slice } from "./slice.js";
-import { squeeze, unsqueeze } from "./view.js";
+import { permute, squeeze, unsqueeze } from "./view.js";
 
 const ceil = (a: number, b: number): number => Math.ceil(a / b);
 
@@ -133,7 +133,12 @@ export function stack(tensors: readonly Tensor[], dim = 0): Tensor {
     at,
   );
 }
-const splitRun = op<"x", { dim: number; sizes: readonly number[] }>({
+/** The axes from the largest stride to the smallest: the order in which memory holds them. */
+function memoryOrder(strides: readonly number[]): number[] {
+  return strides.map((_, i) => i).sort((a, b) => strides[b] - strides[a] || a - b);
+}
+
+const splitRun = op<"x", { dim: number; sizes: readonly number[]; order: readonly number[] }>({
   name: "split",
   doc: "x cut into pieces along an axis; views",
   inputs: ["x"],
@@ -152,20 +157,26 @@ const splitRun = op<"x", { dim: number; sizes: readonly number[] }>({
     });
   },
   grad: {
-    // One pass over dx, however many pieces flowed back.
+    // One pass over dx, however many pieces flowed back, written in x's memory order: undoing the permutes that led to
+    // x then moves no memory either.
     x: (c) => {
-      const { dim, sizes } = c.attrs;
+      const { dim, sizes, order } = c.attrs;
       const { shape, dtype } = c.spec.x;
-      return cat(
-        c.dys.map(
-          (d, k) =>
-            d ??
-            c.engine.zeros(
-              shape.map((n, i) => (i === dim ? sizes[k] : n)),
-              dtype,
-            ),
-        ),
-        dim,
+      const pieces = c.dys.map(
+        (d, k) =>
+          d ??
+          c.engine.zeros(
+            shape.map((n, i) => (i === dim ? sizes[k] : n)),
+            dtype,
+          ),
+      );
+      const joined = cat(
+        pieces.map((d) => permute(d, order)),
+        order.indexOf(dim),
+      );
+      return permute(
+        joined,
+        order.map((_, i) => order.indexOf(i)),
       );
     },
   },
@@ -185,7 +196,7 @@ export function split(x: Tensor, sizes: number | readonly number[], dim = 0): Te
     throw new ShapeError(
       `split: pieces ${show(list)} do not add up to axis ${dim} of ${show(x.shape)}; their sum must be ${n}.`,
     );
-  return splitRun({ x }, { dim: at, sizes: list });
+  return splitRun({ x }, { dim: at, sizes: list, order: memoryOrder(x.strides) });
 }
 
 /** x cut along axis `dim` into `n` equal pieces; views. Their gradients come back through one `cat`. */
@@ -196,7 +207,7 @@ export function chunk(x: Tensor, n: number, dim = 0): Tensor[] {
     throw new ShapeError(
       `chunk: axis ${dim} of ${show(x.shape)} does not divide into ${n} equal pieces; use split for unequal ones.`,
     );
-  return splitRun({ x }, { dim: at, sizes: Array<number>(n).fill(size) });
+  return split(x, Array<number>(n).fill(size), at);
 }
 
 /** The slices of axis `dim` as tensors without it; views. */

@@ -1,5 +1,5 @@
-import type { OpTest } from "./case.js";
 import { test as attention } from "./attention.js";
+import type { OpTest } from "./case.js";
 import { test as conv } from "./conv.js";
 import { test as elementwise } from "./elementwise.js";
 import { test as gather } from "./gather.js";

@@ -26,7 +26,10 @@ function values(input: Input, next: () => number): Float64Array {
   const n = size(input.shape);
   const v = input.values ?? { low: -2, high: 2 };
   const whole = input.dtype === "i32" || input.dtype === "u32";
-  if ("low" in v) return Float64Array.from({ length: n }, () => (whole ? Math.floor : Math.fround)(v.low + (v.high - v.low) * next()));
+  if ("low" in v)
+    return Float64Array.from({ length: n }, () =>
+      (whole ? Math.floor : Math.fround)(v.low + (v.high - v.low) * next()),
+    );
   return Float64Array.from({ length: n }, (_, i) => (whole ? v[i % v.length] : Math.fround(v[i % v.length])));
 }
 
@@ -35,7 +38,12 @@ function worst(actual: ArrayLike<number>, expected: ArrayLike<number>): { error:
   for (let i = 0; i < expected.length; i++) {
     const [a, e] = [actual[i], expected[i]];
     if (Object.is(a, e) || a === e) continue;
-    const d = Number.isFinite(e) && Number.isFinite(a) ? Math.abs(a - e) / (1 + Math.abs(e)) : Number.isNaN(a) && Number.isNaN(e) ? 0 : Number.POSITIVE_INFINITY;
+    const d =
+      Number.isFinite(e) && Number.isFinite(a)
+        ? Math.abs(a - e) / (1 + Math.abs(e))
+        : Number.isNaN(a) && Number.isNaN(e)
+          ? 0
+          : Number.POSITIVE_INFINITY;
     if (d > error) [error, at] = [d, i];
   }
   return { error, at };
@@ -58,7 +66,9 @@ async function check(engine: Engine, c: Case, half: boolean, report: Report): Pr
   const seen = (x: Record<string, Nd>) =>
     Object.fromEntries(Object.entries(x).map(([n, v]) => [n, c.inputs[n].view ? c.inputs[n].view!.oracle(v) : v]));
   const expected = c.oracle(seen(raw));
-  const tensors = Object.fromEntries(Object.entries(leaves).map(([n, t]) => [n, c.inputs[n].view ? c.inputs[n].view!.engine(t) : t]));
+  const tensors = Object.fromEntries(
+    Object.entries(leaves).map(([n, t]) => [n, c.inputs[n].view ? c.inputs[n].view!.engine(t) : t]),
+  );
   const y = c.run(tensors, engine);
   const label = `${c.name}${half ? " (f16)" : ""}`;
   if (`${y.shape}` !== `${expected.shape}`) {
@@ -68,7 +78,10 @@ async function check(engine: Engine, c: Case, half: boolean, report: Report): Pr
   const got = await y.data();
   const limit = half ? 4e-3 : (c.tolerance ?? 4e-6);
   const forward = worst(got, expected.data);
-  if (!(forward.error <= limit)) report.failures.push(`${label}: forward off by ${forward.error.toExponential(2)} (limit ${limit}) at ${forward.at}: got ${got[forward.at]}, expected ${expected.data[forward.at]}`);
+  if (!(forward.error <= limit))
+    report.failures.push(
+      `${label}: forward off by ${forward.error.toExponential(2)} (limit ${limit}) at ${forward.at}: got ${got[forward.at]}, expected ${expected.data[forward.at]}`,
+    );
   if (c.grads?.length) {
     const g = Float64Array.from({ length: expected.data.length }, () => Math.fround(next() * 2 - 1));
     const dy = engine.tensor(g, y.shape, y.dtype);
@@ -94,7 +107,10 @@ async function check(engine: Engine, c: Case, half: boolean, report: Report): Pr
       const bound = half ? 2e-2 : (c.gradTolerance ?? 2e-5);
       const off = worst(await grad.data(), numeric);
       report.gradients++;
-      if (!(off.error <= bound)) report.failures.push(`${label}: gradient of ${name} off by ${off.error.toExponential(2)} (limit ${bound}) at ${off.at}: got ${(await grad.data())[off.at]}, expected ${numeric[off.at]}`);
+      if (!(off.error <= bound))
+        report.failures.push(
+          `${label}: gradient of ${name} off by ${off.error.toExponential(2)} (limit ${bound}) at ${off.at}: got ${(await grad.data())[off.at]}, expected ${numeric[off.at]}`,
+        );
     }
   }
   for (const t of Object.values(leaves)) t.dispose();
@@ -107,17 +123,22 @@ async function check(engine: Engine, c: Case, half: boolean, report: Report): Pr
 export async function runOps(engine: Engine, tests: readonly OpTest[], complete = true): Promise<Report> {
   const report: Report = { ops: 0, cases: 0, gradients: 0, f16: 0, failures: [] };
   const covered = new Set(tests.flatMap((t) => t.covers));
-  for (const name of covered) if (!registry.has(name)) report.failures.push(`${name}: covered by a test but not in the registry`);
-  if (complete) for (const name of registry.keys()) if (!covered.has(name)) report.failures.push(`${name}: has no oracle`);
+  for (const name of covered)
+    if (!registry.has(name)) report.failures.push(`${name}: covered by a test but not in the registry`);
+  if (complete)
+    for (const name of registry.keys()) if (!covered.has(name)) report.failures.push(`${name}: has no oracle`);
   report.ops = covered.size;
   for (const test of tests) {
     for (const c of test.cases)
       for (const half of [false, true]) {
-        if (half && (!engine.has("shader-f16") || c.f16 === false || !Object.values(c.inputs).some(isFloatInput))) continue;
+        if (half && (!engine.has("shader-f16") || c.f16 === false || !Object.values(c.inputs).some(isFloatInput)))
+          continue;
         try {
           await check(engine, c, half, report);
         } catch (error) {
-          report.failures.push(`${c.name}${half ? " (f16)" : ""}: threw ${error instanceof Error ? error.message : error}`);
+          report.failures.push(
+            `${c.name}${half ? " (f16)" : ""}: threw ${error instanceof Error ? error.message : error}`,
+          );
         }
         engine.tape.truncate(0);
       }
@@ -128,7 +149,8 @@ export async function runOps(engine: Engine, tests: readonly OpTest[], complete 
         report.failures.push(`${r.name}: did not throw`);
       } catch (error) {
         const message = (error as Error).message;
-        if (!r.message.test(message)) report.failures.push(`${r.name}: message ${JSON.stringify(message)} does not match ${r.message}`);
+        if (!r.message.test(message))
+          report.failures.push(`${r.name}: message ${JSON.stringify(message)} does not match ${r.message}`);
       }
     }
   }

@@ -50,18 +50,23 @@ export function reduce(x: Nd, dims: readonly number[], f: (values: number[]) => 
 
 export const reshape = (x: Nd, shape: readonly number[]): Nd => ({ shape, data: x.data });
 export const permute = (x: Nd, dims: readonly number[]): Nd =>
-  build(dims.map((d) => x.shape[d]), (index) => {
-    const from = new Array<number>(dims.length);
-    dims.forEach((d, i) => {
-      from[d] = index[i];
-    });
-    return at(x, from);
-  });
+  build(
+    dims.map((d) => x.shape[d]),
+    (index) => {
+      const from = new Array<number>(dims.length);
+      dims.forEach((d, i) => {
+        from[d] = index[i];
+      });
+      return at(x, from);
+    },
+  );
 /** Batched product over the last two axes; leading axes broadcast. */
 export function matmul(a: Nd, b: Nd): Nd {
   const [m, k, n] = [a.shape.at(-2)!, a.shape.at(-1)!, b.shape.at(-1)!];
   const rank = Math.max(a.shape.length, b.shape.length) - 2;
-  const lead = Array.from({ length: rank }, (_, d) => Math.max(a.shape[d - rank + a.shape.length - 2] ?? 1, b.shape[d - rank + b.shape.length - 2] ?? 1));
+  const lead = Array.from({ length: rank }, (_, d) =>
+    Math.max(a.shape[d - rank + a.shape.length - 2] ?? 1, b.shape[d - rank + b.shape.length - 2] ?? 1),
+  );
   return build([...lead, m, n], (index) => {
     const [i, j] = index.slice(-2);
     const outer = index.slice(0, -2);

@@ -25,11 +25,18 @@ const configOf = (out: string, more: Record<string, object> = {}) =>
   });
 
 /** Trains by a configuration, resuming what is there; `onStep` may do harm. */
-async function run(engine: Engine, out: string, options: { onStep?: (s: StepInfo) => void; signal?: AbortSignal; more?: Record<string, object> } = {}): Promise<number[]> {
+async function run(
+  engine: Engine,
+  out: string,
+  options: { onStep?: (s: StepInfo) => void; signal?: AbortSignal; more?: Record<string, object> } = {},
+): Promise<number[]> {
   const config = configOf(out, options.more);
   const { folder, latest } = await RunFolder.open(config.run.out, config.run.keep, true);
   try {
-    const state = await train(engine, config, await openSource(config), folder, latest, { progress: false, ...options });
+    const state = await train(engine, config, await openSource(config), folder, latest, {
+      progress: false,
+      ...options,
+    });
     state.ema.dispose();
     state.optimizer.dispose();
     state.setup.dispose();
@@ -88,7 +95,10 @@ faults("a device lost while sampling is a typed error, and a new engine in this 
     const setup = await newSetup(engine, config, source);
     const walk = async () => {
       let steps = 0;
-      for await (const progress of sampleClips(setup, { prompts: ["an ox moving left on a blue background"], steps: 3 })) {
+      for await (const progress of sampleClips(setup, {
+        prompts: ["an ox moving left on a blue background"],
+        steps: 3,
+      })) {
         steps++;
         if (lose && steps === 1) engine.device.destroy();
         if (progress.step === progress.steps) assert.ok((await progress.video()).every(Number.isFinite));
@@ -104,7 +114,9 @@ faults("a device lost while sampling is a typed error, and a new engine in this 
 faults("interrupted, it keeps a checkpoint of the step that it reached and goes on to the same losses", async () => {
   const engine = await createEngine();
   const controller = new AbortController();
-  const error = await failure(run(engine, "stop", { signal: controller.signal, onStep: ({ step }) => step === 5 && controller.abort("test") }));
+  const error = await failure(
+    run(engine, "stop", { signal: controller.signal, onStep: ({ step }) => step === 5 && controller.abort("test") }),
+  );
   assert.instance(error, AbortedError);
   assert.match(error.message, /stopped after step \d+ of 12; --resume goes on from .*checkpoint-/);
   assert.equal(await run(engine, "stop"), whole);
@@ -129,7 +141,10 @@ faults("out of memory says what was asked, what is live by owner and what to low
   const engine = await createEngine({ budget: 6 * 2 ** 20 });
   const error = await failure(run(engine, "memory", { more: { train: { batchSize: 32 } } }));
   assert.instance(error, OutOfMemoryError);
-  assert.match(error.message, /beyond the budget of 6\.00 MiB: live are .*MiB \(.*(saved|activations).*\); lower the batch size/);
+  assert.match(
+    error.message,
+    /beyond the budget of 6\.00 MiB: live are .*MiB \(.*(saved|activations).*\); lower the batch size/,
+  );
   engine.destroy();
   const next = await createEngine();
   assert.equal(await run(next, "after"), whole);
@@ -138,7 +153,9 @@ faults("out of memory says what was asked, what is live by owner and what to low
 
 faults("a loss that is no number for long stops the run and says what to lower", async () => {
   const engine = await createEngine();
-  const error = await failure(run(engine, "nan", { more: { optim: { lr: 1e30, gradClip: 0, warmupSteps: 0 }, train: { steps: 60 } } }));
+  const error = await failure(
+    run(engine, "nan", { more: { optim: { lr: 1e30, gradClip: 0, warmupSteps: 0 }, train: { steps: 60 } } }),
+  );
   assert.match(error.message, /the loss was no number in 20 steps in a row.*lower --lr/);
   engine.destroy();
 });
