@@ -58,8 +58,8 @@ struct Params {
 @group(0) @binding(7) var<storage, read> out: array<T>;
 @group(0) @binding(8) var<storage, read_write> dq: array<T>;
 @group(0) @binding(6) var<storage, read> known: array<vec2<f32>>;
-@group(0) @binding(7) var<storage, read_write> dk: array<T>;
-@group(0) @binding(8) var<storage, read_write> dv: array<T>;
+// dk and dv share a buffer
+@group(0) @binding(7) var<storage, read_write> dkv: array<T>;
 @group(0) @binding(7) var<storage, read_write> dmask: array<f32>;
 
 // Scores at or below LOW are masked: their weight is exactly 0.
@@ -187,8 +187,8 @@ fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) g
   }
   let dkj = first(at.pos, p.dk) + j * p.dk[1].y + at.column;
   let dvj = first(at.pos, p.dv) + j * p.dv[1].y + at.column;
-  for (var c = 0u; c < depth; c++) { dk[dkj + c] = T(acc_k[c] * p.scale); }
-  for (var c = 0u; c < width; c++) { dv[dvj + c] = T(acc_v[c]); }
+  for (var c = 0u; c < depth; c++) { dkv[dkj + c] = T(acc_k[c] * p.scale); }
+  for (var c = 0u; c < width; c++) { dkv[dvj + c] = T(acc_v[c]); }
 }
 
 @compute @workgroup_size(WG)

@@ -1,12 +1,12 @@
 // Attention for processors that run a subgroup's lanes as one vector instruction: names, formulas and layouts are those of
 // attention.wgsl, the running maximum and sum those of https://arxiv.org/abs/2205.14135.
 //
-// A workgroup is one subgroup of LANES invocations and owns LANES rows of the result (keys in backward_key). It walks the
-// other axis in tiles of LANES. First lane r is row r: it multiplies its own elements with those of the tile's rows, each
-// of which one lane loads for all. Then lane r is columns r, r + LANES, ... of all rows, and takes the weights of each row
-// from the lane that computed them. A load costs such a processor as much as dozens of shuffles, and here each loaded
-// value serves LANES products. Workgroups with z > 0 own further columns, and compute the weights again.
-// Limits assumed: LANES invocations that are one subgroup, 8 buffers.
+// A workgroup is one subgroup and owns LANES * R rows of the result (keys in backward_key), each lane R of them, LANES
+// apart. It walks the other axis in tiles of LANES rows. What of a tile all lanes need, each lane loads a part of, and
+// shuffles show it to all: a load costs such a processor as much as a dozen multiplications, a shuffle about one.
+// Workgroups with z > 0 own further columns, and compute the weights again.
+// Columns are read as vec4: D, E, strides and offsets divide by 4.
+// Limits assumed: subgroups of exactly LANES lanes, 8 buffers.
 enable subgroups;
 
 alias T = f32; // param
@@ -15,11 +15,10 @@ alias M = u32; // param
 const MASK = 0u; // param
 const ADDS = false; // param
 const LANES = 8u; // param
-// Columns of a lane: of y and dv; of dq and dk.
+const R = 2u; // param
+// A workgroup owns W * LANES columns of y and dv, X * LANES of dq and dk.
 const W = 2u; // param
 const X = 2u; // param
-// Divides D and E: that many columns are loaded before they are used.
-const STEP = 2u; // param
 
 struct Params {
   rows: u32,           // N, queries of a head
@@ -44,18 +43,18 @@ struct Params {
   dv: array<vec4<u32>, 2>,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> q: array<T>;
-@group(0) @binding(2) var<storage, read> k: array<T>;
-@group(0) @binding(3) var<storage, read> v: array<T>;
+@group(0) @binding(1) var<storage, read> q4: array<vec4<T>>;
+@group(0) @binding(2) var<storage, read> k4: array<vec4<T>>;
+@group(0) @binding(3) var<storage, read> v4: array<vec4<T>>;
 @group(0) @binding(4) var<storage, read> mask: array<M>;
-@group(0) @binding(5) var<storage, read_write> y: array<T>;
+@group(0) @binding(5) var<storage, read_write> y4: array<vec4<T>>;
 @group(0) @binding(6) var<storage, read_write> stats: array<vec2<f32>>;
-@group(0) @binding(5) var<storage, read> dy: array<T>;
-@group(0) @binding(7) var<storage, read> out: array<T>;
-@group(0) @binding(8) var<storage, read_write> dq: array<T>;
+@group(0) @binding(5) var<storage, read> dy4: array<vec4<T>>;
+@group(0) @binding(7) var<storage, read> out4: array<vec4<T>>;
+@group(0) @binding(8) var<storage, read_write> dq4: array<vec4<T>>;
 @group(0) @binding(6) var<storage, read> known: array<vec2<f32>>;
-@group(0) @binding(7) var<storage, read_write> dk: array<T>;
-@group(0) @binding(8) var<storage, read_write> dv: array<T>;
+// dk and dv share a buffer
+@group(0) @binding(7) var<storage, read_write> dkv4: array<vec4<T>>;
 
 // Scores at or below LOW are masked: their weight is exactly 0.
 const LOW = -3.0e38;
@@ -79,81 +78,112 @@ fn masked(score: f32, m: M) -> f32 {
 }
 fn weight(s: f32, normal: f32) -> f32 { return select(exp(s - normal), 0.0, s <= LOW); }
 
-// s[t] for a t that is no constant: an array that is indexed so would lie in memory.
-fn pick(s: array<f32, LANES>, t: u32) -> f32 {
-  var value = s[0];
-  for (var n = 1u; n < LANES; n++) { value = select(value, s[n], t == n); }
-  return value;
+fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 { return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum)))); }
+
+// s[t] of each own row, for a t that is no constant: indexed so, the array would lie in memory.
+fn pick(s: array<f32, LANES * R>, t: u32) -> array<f32, R> {
+  var values = array<f32, R>();
+  for (var r = 0u; r < R; r++) {
+    values[r] = s[r];
+    for (var n = 1u; n < LANES; n++) { values[r] = select(values[r], s[n * R + r], t == n); }
+  }
+  return values;
 }
 
 @compute @workgroup_size(LANES)
 fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
+  let from_w = wg.z * W * LANES;
   let pos = position(task / p.blocks, p.lead.w);
-  let i0 = (task % p.blocks) * LANES;
-  // Lanes beyond the last row repeat it and write nothing.
-  let i = min(i0 + lane, p.rows - 1u);
-  let column = wg.z * W * LANES + lane;
-  let qi = first(pos, p.q) + i * p.q[1].y;
-  let k0 = first(shared_head(pos), p.k);
-  let v0 = first(shared_head(pos), p.v) + column;
-  let mi = first(pos, p.mask) + i * p.mask[1].y;
-  var high = LOW;
-  var total = 0.0;
-  var acc = array<f32, LANES * W>();   // [row, column]
-  let end = select(p.keys, min(p.keys, i0 + LANES), p.causal != 0u);
+  let i0 = (task % p.blocks) * LANES * R;
+  let q0 = first(pos, p.q); let y0 = first(pos, p.y); let m0 = first(pos, p.mask);
+  let k0 = first(shared_head(pos), p.k); let v0 = first(shared_head(pos), p.v);
+  // Rows beyond the last repeat it and are not written.
+  var i = array<u32, R>();
+  var qi = array<u32, R>();
+  var yi = array<u32, R>();
+  var high = array<f32, R>();
+  var total = array<f32, R>();
+  for (var r = 0u; r < R; r++) {
+    i[r] = min(i0 + r * LANES + lane, p.rows - 1u);
+    qi[r] = (q0 + i[r] * p.q[1].y) / 4u;
+    yi[r] = (y0 + i[r] * p.y[1].y) / 4u;
+    high[r] = LOW;
+  }
+  var acc = array<f32, W * LANES * R>();   // [column, row]
+  let end = select(p.keys, min(p.keys, i0 + LANES * R), p.causal != 0u);
   for (var j0 = 0u; j0 < end; j0 += LANES) {
-    let mine = min(j0 + lane, p.keys - 1u);
-    let kj = k0 + mine * p.k[1].y;
-    var s = array<f32, LANES>();
-    for (var c = 0u; c < p.depth; c += STEP) {
-      for (var u = 0u; u < STEP; u++) {
-        let qc = f32(q[qi + c + u]);
-        let kc = f32(k[kj + c + u]);
-        for (var t = 0u; t < LANES; t++) { s[t] += qc * subgroupShuffle(kc, t); }
+    let kj = (k0 + min(j0 + lane, p.keys - 1u) * p.k[1].y) / 4u;
+    var s = array<f32, LANES * R>();       // [key, row]
+    for (var c = 0u; c < p.depth / 4u; c++) {
+      let shown = vec4<f32>(k4[kj + c]);
+      var mine = array<vec4<f32>, R>();
+      for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(q4[qi[r] + c]); }
+      for (var t = 0u; t < LANES; t++) {
+        let other = subgroupShuffle(shown, t);
+        for (var r = 0u; r < R; r++) { s[t * R + r] = dot_add(mine[r], other, s[t * R + r]); }
       }
     }
-    var m = M();
-    if (MASK == 1u) { m = mask[mi + mine * p.mask[1].z]; }
-    var next = high;
-    for (var t = 0u; t < LANES; t++) {
-      let j = j0 + t;
-      s[t] *= p.scale;
-      if (MASK == 1u) { s[t] = masked(s[t], subgroupShuffle(m, t)); }
-      if (MASK == 2u) { s[t] = masked(s[t], mask[mi + min(j, p.keys - 1u) * p.mask[1].z]); }
-      s[t] = select(s[t], LOW, j >= p.keys || (p.causal != 0u && j > i));
-      next = max(next, s[t]);
+    for (var n = 0u; n < LANES * R; n++) { s[n] *= p.scale; }
+    if (MASK == 1u) {
+      let m = mask[m0 + min(j0 + lane, p.keys - 1u) * p.mask[1].z];
+      for (var t = 0u; t < LANES; t++) {
+        let shown = subgroupShuffle(m, t);
+        for (var r = 0u; r < R; r++) { s[t * R + r] = masked(s[t * R + r], shown); }
+      }
     }
-    let shrink = exp(high - next);
-    high = next;
-    total *= shrink;
-    for (var t = 0u; t < LANES; t++) {
-      s[t] = weight(s[t], high);
-      total += s[t];
+    if (MASK == 2u) {
+      for (var t = 0u; t < min(LANES, p.keys - j0); t++) {
+        for (var r = 0u; r < R; r++) {
+          let m = mask[m0 + i[r] * p.mask[1].y + (j0 + t) * p.mask[1].z];
+          for (var n = 0u; n < LANES; n++) { s[n * R + r] = select(s[n * R + r], masked(s[n * R + r], m), n == t); }
+        }
+      }
     }
-    for (var r = 0u; r < LANES; r++) {
-      let factor = subgroupShuffle(shrink, r);
-      for (var w = 0u; w < W; w++) { acc[r * W + w] *= factor; }
+    for (var r = 0u; r < R; r++) {
+      var next = high[r];
+      for (var t = 0u; t < LANES; t++) {
+        let j = j0 + t;
+        s[t * R + r] = select(s[t * R + r], LOW, j >= p.keys || (p.causal != 0u && j > i[r]));
+        next = max(next, s[t * R + r]);
+      }
+      let shrink = exp(high[r] - next);
+      high[r] = next;
+      total[r] *= shrink;
+      for (var t = 0u; t < LANES; t++) {
+        s[t * R + r] = weight(s[t * R + r], next);
+        total[r] += s[t * R + r];
+      }
+      for (var c = 0u; c < W * LANES; c++) { acc[c * R + r] *= shrink; }
     }
     for (var t = 0u; t < min(LANES, end - j0); t++) {
-      let weight_t = pick(s, t);
+      let weights = pick(s, t);
       let vj = v0 + (j0 + t) * p.v[1].y;
       for (var w = 0u; w < W; w++) {
-        let vc = f32(v[vj + w * LANES]);
-        for (var r = 0u; r < LANES; r++) { acc[r * W + w] += subgroupShuffle(weight_t, r) * vc; }
+        let at = vj + min(from_w + w * LANES + lane, p.width - 1u);
+        let shown = f32(v4[at / 4u][at % 4u]);
+        for (var l = 0u; l < LANES; l++) {
+          let other = subgroupShuffle(shown, l);
+          for (var r = 0u; r < R; r++) { acc[(w * LANES + l) * R + r] = fma(weights[r], other, acc[(w * LANES + l) * R + r]); }
+        }
       }
     }
   }
   // A row without any key gives 0.
-  let inverse = select(1.0 / total, 0.0, total == 0.0);
-  if (wg.z == 0u && i0 + lane < p.rows) { stats[statistics(pos) + i] = vec2<f32>(select(high + log(total), 0.0, total == 0.0), 0.0); }
-  let y0 = first(pos, p.y) + i0 * p.y[1].y + column;
-  for (var r = 0u; r < LANES; r++) {
-    let factor = subgroupShuffle(inverse, r);
-    for (var w = 0u; w < W; w++) {
-      if (i0 + r < p.rows && column + w * LANES < p.width) { y[y0 + r * p.y[1].y + w * LANES] = T(acc[r * W + w] * factor); }
+  var inverse = array<f32, R>();
+  for (var r = 0u; r < R; r++) {
+    inverse[r] = select(1.0 / total[r], 0.0, total[r] == 0.0);
+    if (wg.z == 0u && i0 + r * LANES + lane < p.rows) {
+      stats[statistics(pos) + i[r]] = vec2<f32>(select(high[r] + log(total[r]), 0.0, total[r] == 0.0), 0.0);
     }
+  }
+  // All columns leave through the first four: an index that varies would keep the sums out of registers.
+  for (var c = 0u; c < min(W * LANES, max(p.width, from_w) - from_w) / 4u; c++) {
+    for (var r = 0u; r < R; r++) {
+      if (i0 + r * LANES + lane < p.rows) { y4[yi[r] + from_w / 4u + c] = vec4<T>(vec4<f32>(acc[r], acc[R + r], acc[2u * R + r], acc[3u * R + r]) * inverse[r]); }
+    }
+    for (var n = 4u * R; n < W * LANES * R; n++) { acc[n - 4u * R] = acc[n]; }
   }
 }
 
@@ -161,67 +191,97 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
 fn backward_query(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
+  let from_x = wg.z * X * LANES;
   let pos = position(task / p.blocks, p.lead.w);
-  let i0 = (task % p.blocks) * LANES;
-  let i = min(i0 + lane, p.rows - 1u);
-  let column = wg.z * X * LANES + lane;
-  let qi = first(pos, p.q) + i * p.q[1].y;
-  let dyi = first(pos, p.dy) + i * p.dy[1].y;
-  let yi = first(pos, p.y) + i * p.y[1].y;
-  let k0 = first(shared_head(pos), p.k);
-  let v0 = first(shared_head(pos), p.v);
-  let mi = first(pos, p.mask) + i * p.mask[1].y;
-  let row = statistics(pos) + i;
-  let normal = stats[row].x;
-  var delta = 0.0;
-  for (var c = 0u; c < p.width; c++) { delta += f32(dy[dyi + c]) * f32(out[yi + c]); }
-  if (wg.z == 0u && i0 + lane < p.rows) { stats[row].y = delta; }
-  var acc = array<f32, LANES * X>();
-  let end = select(p.keys, min(p.keys, i0 + LANES), p.causal != 0u);
+  let i0 = (task % p.blocks) * LANES * R;
+  let q0 = first(pos, p.q); let dy0 = first(pos, p.dy); let y0 = first(pos, p.y); let dq0 = first(pos, p.dq); let m0 = first(pos, p.mask);
+  let k0 = first(shared_head(pos), p.k); let v0 = first(shared_head(pos), p.v);
+  var i = array<u32, R>();
+  var qi = array<u32, R>();
+  var dyi = array<u32, R>();
+  var dqi = array<u32, R>();
+  var normal = array<f32, R>();
+  var delta = array<f32, R>();
+  for (var r = 0u; r < R; r++) {
+    i[r] = min(i0 + r * LANES + lane, p.rows - 1u);
+    qi[r] = (q0 + i[r] * p.q[1].y) / 4u;
+    dyi[r] = (dy0 + i[r] * p.dy[1].y) / 4u;
+    dqi[r] = (dq0 + i[r] * p.dq[1].y) / 4u;
+    let yi = (y0 + i[r] * p.y[1].y) / 4u;
+    for (var c = 0u; c < p.width / 4u; c++) { delta[r] = dot_add(vec4<f32>(dy4[dyi[r] + c]), vec4<f32>(out4[yi + c]), delta[r]); }
+    let row = statistics(pos) + i[r];
+    normal[r] = stats[row].x;
+    if (wg.z == 0u && i0 + r * LANES + lane < p.rows) { stats[row].y = delta[r]; }
+  }
+  var acc = array<f32, X * LANES * R>();
+  let end = select(p.keys, min(p.keys, i0 + LANES * R), p.causal != 0u);
   for (var j0 = 0u; j0 < end; j0 += LANES) {
-    let mine = min(j0 + lane, p.keys - 1u);
-    let kj = k0 + mine * p.k[1].y;
-    let vj = v0 + mine * p.v[1].y;
-    var s = array<f32, LANES>();
-    var ds = array<f32, LANES>();
-    for (var c = 0u; c < p.depth; c += STEP) {
-      for (var u = 0u; u < STEP; u++) {
-        let qc = f32(q[qi + c + u]);
-        let kc = f32(k[kj + c + u]);
-        for (var t = 0u; t < LANES; t++) { s[t] += qc * subgroupShuffle(kc, t); }
+    let key = min(j0 + lane, p.keys - 1u);
+    let kj = (k0 + key * p.k[1].y) / 4u;
+    let vj = (v0 + key * p.v[1].y) / 4u;
+    var s = array<f32, LANES * R>();
+    var ds = array<f32, LANES * R>();
+    for (var c = 0u; c < p.depth / 4u; c++) {
+      let shown = vec4<f32>(k4[kj + c]);
+      var mine = array<vec4<f32>, R>();
+      for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(q4[qi[r] + c]); }
+      for (var t = 0u; t < LANES; t++) {
+        let other = subgroupShuffle(shown, t);
+        for (var r = 0u; r < R; r++) { s[t * R + r] = dot_add(mine[r], other, s[t * R + r]); }
       }
     }
-    for (var c = 0u; c < p.width; c += STEP) {
-      for (var u = 0u; u < STEP; u++) {
-        let dyc = f32(dy[dyi + c + u]);
-        let vc = f32(v[vj + c + u]);
-        for (var t = 0u; t < LANES; t++) { ds[t] += dyc * subgroupShuffle(vc, t); }
+    for (var c = 0u; c < p.width / 4u; c++) {
+      let shown = vec4<f32>(v4[vj + c]);
+      var mine = array<vec4<f32>, R>();
+      for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(dy4[dyi[r] + c]); }
+      for (var t = 0u; t < LANES; t++) {
+        let other = subgroupShuffle(shown, t);
+        for (var r = 0u; r < R; r++) { ds[t * R + r] = dot_add(mine[r], other, ds[t * R + r]); }
       }
     }
-    var m = M();
-    if (MASK == 1u) { m = mask[mi + mine * p.mask[1].z]; }
+    for (var n = 0u; n < LANES * R; n++) { s[n] *= p.scale; }
+    if (MASK == 1u) {
+      let m = mask[m0 + min(j0 + lane, p.keys - 1u) * p.mask[1].z];
+      for (var t = 0u; t < LANES; t++) {
+        let shown = subgroupShuffle(m, t);
+        for (var r = 0u; r < R; r++) { s[t * R + r] = masked(s[t * R + r], shown); }
+      }
+    }
+    if (MASK == 2u) {
+      for (var t = 0u; t < min(LANES, p.keys - j0); t++) {
+        for (var r = 0u; r < R; r++) {
+          let m = mask[m0 + i[r] * p.mask[1].y + (j0 + t) * p.mask[1].z];
+          for (var n = 0u; n < LANES; n++) { s[n * R + r] = select(s[n * R + r], masked(s[n * R + r], m), n == t); }
+        }
+      }
+    }
     for (var t = 0u; t < LANES; t++) {
       let j = j0 + t;
-      s[t] *= p.scale;
-      if (MASK == 1u) { s[t] = masked(s[t], subgroupShuffle(m, t)); }
-      if (MASK == 2u) { s[t] = masked(s[t], mask[mi + min(j, p.keys - 1u) * p.mask[1].z]); }
-      s[t] = select(s[t], LOW, j >= p.keys || (p.causal != 0u && j > i));
-      ds[t] = weight(s[t], normal) * (ds[t] - delta);
+      for (var r = 0u; r < R; r++) {
+        let n = t * R + r;
+        s[n] = select(s[n], LOW, j >= p.keys || (p.causal != 0u && j > i[r]));
+        ds[n] = weight(s[n], normal[r]) * (ds[n] - delta[r]);
+      }
     }
     for (var t = 0u; t < min(LANES, end - j0); t++) {
-      let ds_t = pick(ds, t);
-      let kt = k0 + (j0 + t) * p.k[1].y + column;
-      for (var x = 0u; x < X; x++) {
-        let kc = f32(k[kt + x * LANES]);
-        for (var r = 0u; r < LANES; r++) { acc[r * X + x] += subgroupShuffle(ds_t, r) * kc; }
+      let weights = pick(ds, t);
+      let kt = k0 + (j0 + t) * p.k[1].y;
+      for (var w = 0u; w < X; w++) {
+        let at = kt + min(from_x + w * LANES + lane, p.depth - 1u);
+        let shown = f32(k4[at / 4u][at % 4u]);
+        for (var l = 0u; l < LANES; l++) {
+          let other = subgroupShuffle(shown, l);
+          for (var r = 0u; r < R; r++) { acc[(w * LANES + l) * R + r] = fma(weights[r], other, acc[(w * LANES + l) * R + r]); }
+        }
       }
     }
   }
-  let dq0 = first(pos, p.dq) + i0 * p.dq[1].y + column;
-  for (var r = 0u; r < LANES; r++) {
-    for (var x = 0u; x < X; x++) {
-      if (i0 + r < p.rows && column + x * LANES < p.depth) { dq[dq0 + r * p.dq[1].y + x * LANES] = T(acc[r * X + x] * p.scale); }
+  // All columns leave through the first four: an index that varies would keep the sums out of registers.
+  for (var c = 0u; c < min(X * LANES, max(p.depth, from_x) - from_x) / 4u; c++) {
+    for (var r = 0u; r < R; r++) {
+      if (i0 + r * LANES + lane < p.rows) { dq4[dqi[r] + from_x / 4u + c] = vec4<T>(vec4<f32>(acc[r], acc[R + r], acc[2u * R + r], acc[3u * R + r]) * p.scale); }
     }
+    for (var n = 4u * R; n < X * LANES * R; n++) { acc[n - 4u * R] = acc[n]; }
   }
 }
 
@@ -229,76 +289,115 @@ fn backward_query(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
 fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
+  let from_x = wg.z * X * LANES;
+  let from_w = wg.z * W * LANES;
   let shared_pos = position(task / p.blocks, p.lead.w / p.group);
-  let j0 = (task % p.blocks) * LANES;
-  let j = min(j0 + lane, p.keys - 1u);
-  let column_k = wg.z * X * LANES + lane;
-  let column_v = wg.z * W * LANES + lane;
-  let kj = first(shared_pos, p.k) + j * p.k[1].y;
-  let vj = first(shared_pos, p.v) + j * p.v[1].y;
-  var acc_k = array<f32, LANES * X>();   // [key, column]
-  var acc_v = array<f32, LANES * W>();
+  let j0 = (task % p.blocks) * LANES * R;
+  let k0 = first(shared_pos, p.k); let v0 = first(shared_pos, p.v); let dk0 = first(shared_pos, p.dk); let dv0 = first(shared_pos, p.dv);
+  var j = array<u32, R>();
+  var kj = array<u32, R>();
+  var vj = array<u32, R>();
+  var dkj = array<u32, R>();
+  var dvj = array<u32, R>();
+  for (var r = 0u; r < R; r++) {
+    j[r] = min(j0 + r * LANES + lane, p.keys - 1u);
+    kj[r] = (k0 + j[r] * p.k[1].y) / 4u;
+    vj[r] = (v0 + j[r] * p.v[1].y) / 4u;
+    dkj[r] = (dk0 + j[r] * p.dk[1].y) / 4u;
+    dvj[r] = (dv0 + j[r] * p.dv[1].y) / 4u;
+  }
+  var acc_k = array<f32, X * LANES * R>();
+  var acc_v = array<f32, W * LANES * R>();
   for (var g = 0u; g < p.group; g++) {
     let pos = vec4<u32>(shared_pos.xyz, shared_pos.w * p.group + g);
-    let q0 = first(pos, p.q);
-    let dy0 = first(pos, p.dy);
-    let mj = first(pos, p.mask) + j * p.mask[1].z;
-    var m = M();
-    if (MASK == 1u) { m = mask[mj]; }
+    let q0 = first(pos, p.q); let dy0 = first(pos, p.dy); let m0 = first(pos, p.mask);
+    var m = array<M, R>();
+    if (MASK == 1u) {
+      for (var r = 0u; r < R; r++) { m[r] = mask[m0 + j[r] * p.mask[1].z]; }
+    }
     for (var i0 = select(0u, j0, p.causal != 0u); i0 < p.rows; i0 += LANES) {
-      let mine = min(i0 + lane, p.rows - 1u);
-      let qi = q0 + mine * p.q[1].y;
-      let dyi = dy0 + mine * p.dy[1].y;
-      let stats_mine = known[statistics(pos) + mine];
-      var s = array<f32, LANES>();
-      var ds = array<f32, LANES>();
-      for (var c = 0u; c < p.depth; c += STEP) {
-        for (var u = 0u; u < STEP; u++) {
-          let kc = f32(k[kj + c + u]);
-          let qc = f32(q[qi + c + u]);
-          for (var t = 0u; t < LANES; t++) { s[t] += kc * subgroupShuffle(qc, t); }
+      let row = min(i0 + lane, p.rows - 1u);
+      let qi = (q0 + row * p.q[1].y) / 4u;
+      let dyi = (dy0 + row * p.dy[1].y) / 4u;
+      let mine = known[statistics(pos) + row];
+      var s = array<f32, LANES * R>();     // [row, key]
+      var ds = array<f32, LANES * R>();
+      for (var c = 0u; c < p.depth / 4u; c++) {
+        let shown = vec4<f32>(q4[qi + c]);
+        var mine = array<vec4<f32>, R>();
+        for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(k4[kj[r] + c]); }
+        for (var t = 0u; t < LANES; t++) {
+          let other = subgroupShuffle(shown, t);
+          for (var r = 0u; r < R; r++) { s[t * R + r] = dot_add(mine[r], other, s[t * R + r]); }
         }
       }
-      for (var c = 0u; c < p.width; c += STEP) {
-        for (var u = 0u; u < STEP; u++) {
-          let vc = f32(v[vj + c + u]);
-          let dyc = f32(dy[dyi + c + u]);
-          for (var t = 0u; t < LANES; t++) { ds[t] += vc * subgroupShuffle(dyc, t); }
+      for (var c = 0u; c < p.width / 4u; c++) {
+        let shown = vec4<f32>(dy4[dyi + c]);
+        var mine = array<vec4<f32>, R>();
+        for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(v4[vj[r] + c]); }
+        for (var t = 0u; t < LANES; t++) {
+          let other = subgroupShuffle(shown, t);
+          for (var r = 0u; r < R; r++) { ds[t * R + r] = dot_add(mine[r], other, ds[t * R + r]); }
+        }
+      }
+      for (var n = 0u; n < LANES * R; n++) {
+        s[n] *= p.scale;
+        if (MASK == 1u) { s[n] = masked(s[n], m[n % R]); }
+      }
+      if (MASK == 2u) {
+        for (var t = 0u; t < min(LANES, p.rows - i0); t++) {
+          for (var r = 0u; r < R; r++) {
+            let bias = mask[m0 + (i0 + t) * p.mask[1].y + j[r] * p.mask[1].z];
+            for (var n = 0u; n < LANES; n++) { s[n * R + r] = select(s[n * R + r], masked(s[n * R + r], bias), n == t); }
+          }
         }
       }
       for (var t = 0u; t < LANES; t++) {
         let i = i0 + t;
-        s[t] *= p.scale;
-        if (MASK == 1u) { s[t] = masked(s[t], m); }
-        if (MASK == 2u) { s[t] = masked(s[t], mask[mj + min(i, p.rows - 1u) * p.mask[1].y]); }
-        s[t] = select(s[t], LOW, i >= p.rows || (p.causal != 0u && j > i));
-        s[t] = weight(s[t], subgroupShuffle(stats_mine.x, t));
-        ds[t] = s[t] * (ds[t] - subgroupShuffle(stats_mine.y, t));
+        let normal = subgroupShuffle(mine.x, t);
+        let delta = subgroupShuffle(mine.y, t);
+        for (var r = 0u; r < R; r++) {
+          let n = t * R + r;
+          s[n] = weight(select(s[n], LOW, i >= p.rows || (p.causal != 0u && j[r] > i)), normal);
+          ds[n] = s[n] * (ds[n] - delta);
+        }
       }
       for (var t = 0u; t < min(LANES, p.rows - i0); t++) {
-        let ds_t = pick(ds, t);
-        let weight_t = pick(s, t);
-        let qt = q0 + (i0 + t) * p.q[1].y + column_k;
-        for (var x = 0u; x < X; x++) {
-          let qc = f32(q[qt + x * LANES]);
-          for (var r = 0u; r < LANES; r++) { acc_k[r * X + x] += subgroupShuffle(ds_t, r) * qc; }
+        let weights_k = pick(ds, t);
+        let weights_v = pick(s, t);
+        let qt = q0 + (i0 + t) * p.q[1].y;
+        let dyt = dy0 + (i0 + t) * p.dy[1].y;
+        for (var w = 0u; w < X; w++) {
+          let at = qt + min(from_x + w * LANES + lane, p.depth - 1u);
+          let shown = f32(q4[at / 4u][at % 4u]);
+          for (var l = 0u; l < LANES; l++) {
+            let other = subgroupShuffle(shown, l);
+            for (var r = 0u; r < R; r++) { acc_k[(w * LANES + l) * R + r] = fma(weights_k[r], other, acc_k[(w * LANES + l) * R + r]); }
+          }
         }
-        let dyt = dy0 + (i0 + t) * p.dy[1].y + column_v;
         for (var w = 0u; w < W; w++) {
-          let dyc = f32(dy[dyt + w * LANES]);
-          for (var r = 0u; r < LANES; r++) { acc_v[r * W + w] += subgroupShuffle(weight_t, r) * dyc; }
+          let at = dyt + min(from_w + w * LANES + lane, p.width - 1u);
+          let shown = f32(dy4[at / 4u][at % 4u]);
+          for (var l = 0u; l < LANES; l++) {
+            let other = subgroupShuffle(shown, l);
+            for (var r = 0u; r < R; r++) { acc_v[(w * LANES + l) * R + r] = fma(weights_v[r], other, acc_v[(w * LANES + l) * R + r]); }
+          }
         }
       }
     }
   }
-  let dk0 = first(shared_pos, p.dk) + j0 * p.dk[1].y + column_k;
-  let dv0 = first(shared_pos, p.dv) + j0 * p.dv[1].y + column_v;
-  for (var r = 0u; r < LANES; r++) {
-    for (var x = 0u; x < X; x++) {
-      if (j0 + r < p.keys && column_k + x * LANES < p.depth) { dk[dk0 + r * p.dk[1].y + x * LANES] = T(acc_k[r * X + x] * p.scale); }
+  // All columns leave through the first four: an index that varies would keep the sums out of registers.
+  for (var c = 0u; c < min(X * LANES, max(p.depth, from_x) - from_x) / 4u; c++) {
+    for (var r = 0u; r < R; r++) {
+      if (j0 + r * LANES + lane < p.keys) { dkv4[dkj[r] + from_x / 4u + c] = vec4<T>(vec4<f32>(acc_k[r], acc_k[R + r], acc_k[2u * R + r], acc_k[3u * R + r]) * p.scale); }
     }
-    for (var w = 0u; w < W; w++) {
-      if (j0 + r < p.keys && column_v + w * LANES < p.width) { dv[dv0 + r * p.dv[1].y + w * LANES] = T(acc_v[r * W + w]); }
+    for (var n = 4u * R; n < X * LANES * R; n++) { acc_k[n - 4u * R] = acc_k[n]; }
+  }
+  // All columns leave through the first four: an index that varies would keep the sums out of registers.
+  for (var c = 0u; c < min(W * LANES, max(p.width, from_w) - from_w) / 4u; c++) {
+    for (var r = 0u; r < R; r++) {
+      if (j0 + r * LANES + lane < p.keys) { dkv4[dvj[r] + from_w / 4u + c] = vec4<T>(vec4<f32>(acc_v[r], acc_v[R + r], acc_v[2u * R + r], acc_v[3u * R + r])); }
     }
+    for (var n = 4u * R; n < W * LANES * R; n++) { acc_v[n - 4u * R] = acc_v[n]; }
   }
 }

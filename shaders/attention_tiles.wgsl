@@ -52,8 +52,8 @@ struct Params {
 @group(0) @binding(7) var<storage, read> out4: array<vec4<T>>;
 @group(0) @binding(8) var<storage, read_write> dq4: array<vec4<T>>;
 @group(0) @binding(6) var<storage, read> known: array<vec2<f32>>;
-@group(0) @binding(7) var<storage, read_write> dk4: array<vec4<T>>;
-@group(0) @binding(8) var<storage, read_write> dv4: array<vec4<T>>;
+// dk and dv share a buffer
+@group(0) @binding(7) var<storage, read_write> dkv4: array<vec4<T>>;
 
 // Keys and values; q and dy with the statistics of their rows in backward_key.
 var<workgroup> tile_a: array<vec4<f32>, PACK * TILE * D4>;
@@ -279,6 +279,6 @@ fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) g
   if (head >= p.count || j0 + r >= p.keys) { return; }
   let dkj = (first(shared_pos, p.dk) + j * p.dk[1].y) / 4u;
   let dvj = (first(shared_pos, p.dv) + j * p.dv[1].y) / 4u;
-  for (var c = 0u; c < D4; c++) { dk4[dkj + c] = vec4<T>(acc_k[c] * p.scale); }
-  for (var c = 0u; c < E4; c++) { dv4[dvj + c] = vec4<T>(acc_v[c]); }
+  for (var c = 0u; c < D4; c++) { dkv4[dkj + c] = vec4<T>(acc_k[c] * p.scale); }
+  for (var c = 0u; c < E4; c++) { dkv4[dvj + c] = vec4<T>(acc_v[c]); }
 }

@@ -45,44 +45,49 @@ interface Plan {
   lanes: number;
 }
 
-/** Workgroups of `lanes` hold at most this many sums an invocation: more would be spilled, and compile for seconds. */
-const LANE_SUMS = 72;
+/** Sums that an invocation of `lanes` holds at most, and columns that a workgroup owns: more compile for seconds. */
+const LANE_SUMS = 160;
+const LANE_COLUMNS = 128;
 /** Columns that `tiles` keeps in registers at most. */
 const TILE_COLUMNS = 128;
 const TILE_ROWS = 64;
 /** f32 of workgroup memory that `tiles` may fill: 16 KiB. */
 const TILE_ELEMENTS = 4096;
 
-const even = (t: Tensor): boolean =>
-  t.offset % 4 === 0 && t.strides.every((s, i) => s % 4 === 0 || t.shape[i] === 1 || i === t.rank - 1);
+/** True when four columns are one aligned load everywhere. */
+const isFours = (t: Tensor): boolean =>
+  t.shape.at(-1)! % 4 === 0 &&
+  t.offset % 4 === 0 &&
+  t.strides.every((s, i) => s % 4 === 0 || t.shape[i] === 1 || i === t.rank - 1);
 
 function subgroup(engine: Engine): number | undefined {
   const sizes = engine.info.subgroupSizes;
-  return engine.has("subgroups") && sizes && sizes[0] === sizes[1] && sizes[0] <= 8 ? sizes[0] : undefined;
+  const isKnown = engine.has("subgroups") && sizes && sizes[0] === sizes[1] && sizes[0] >= 4 && sizes[0] <= 8;
+  return isKnown ? sizes[0] : undefined;
 }
 
-function choose(engine: Engine, { q, k, v, variant }: Attention, others: readonly Tensor[]): AttentionVariant {
+function choose(engine: Engine, { q, v, variant }: Attention, operands: readonly Tensor[]): AttentionVariant {
   const [d, e] = [q.shape.at(-1)!, v.shape.at(-1)!];
-  const fits =
-    d % 4 === 0 &&
-    e % 4 === 0 &&
-    d > 0 &&
-    e > 0 &&
-    d <= TILE_COLUMNS &&
-    e <= TILE_COLUMNS &&
-    [q, k, v, ...others].every(even);
-  const size = subgroup(engine);
-  if (variant === "lanes" && size === undefined)
-    throw new FeatureError(
-      `scaledDotProductAttention: the variant "lanes" needs subgroups of one known size up to 8: ${engine.info.name} has ${engine.info.subgroupSizes?.join(" to ") ?? "none"}; leave the variant out.`,
-    );
-  if (variant === "tiles" && !fits)
-    throw new ShapeError(
-      `scaledDotProductAttention: the variant "tiles" needs columns, strides and offsets that divide by 4, and at most ${TILE_COLUMNS} columns: got ${d} and ${e}; leave the variant out.`,
-    );
-  if (variant) return variant;
-  if (engine.kind === "software") return size === undefined ? "naive" : "lanes";
-  return fits ? "tiles" : "naive";
+  const fours = e > 0 && operands.every(isFours);
+  const fits: Record<AttentionVariant, boolean> = {
+    naive: true,
+    lanes: fours && subgroup(engine) !== undefined,
+    tiles: fours && d <= TILE_COLUMNS && e <= TILE_COLUMNS,
+  };
+  if (variant) {
+    if (variant === "lanes" && subgroup(engine) === undefined)
+      throw new FeatureError(
+        `scaledDotProductAttention: the variant "lanes" needs subgroups of one known size, 4 to 8: ${engine.info.name} has ${engine.info.subgroupSizes?.join(" to ") ?? "none"}; leave the variant out.`,
+      );
+    if (!fits[variant])
+      throw new ShapeError(
+        `scaledDotProductAttention: the variant "${variant}" needs columns, strides and offsets that divide by 4${variant === "tiles" ? `, and at most ${TILE_COLUMNS} columns` : ""}: got ${d} and ${e} columns; leave the variant out.`,
+      );
+    return variant;
+  }
+  // Tiles would compile for minutes on a software adapter.
+  const best = engine.kind === "software" ? "lanes" : "tiles";
+  return fits[best] ? best : "naive";
 }
 
 const pad3 = (list: readonly number[], fill: number): number[] => [
@@ -193,12 +198,13 @@ function launch(p: Plan, entry: Entry, tensors: Record<string, Tensor | Strided>
     );
   } else if (variant === "lanes") {
     const widths = { forward: { W: e }, backward_query: { X: d }, backward_key: { W: e, X: d } }[entry];
-    const z = Math.max(...Object.values(widths).map((c) => Math.ceil(c / LANE_SUMS)));
+    const z = Math.ceil(Math.max(...Object.values(widths)) / LANE_COLUMNS);
     const columns = Object.fromEntries(Object.entries(widths).map(([name, c]) => [name, Math.ceil(c / (z * p.lanes))]));
-    const step = [4, 2, 1].find((s) => d % s === 0 && e % s === 0)!;
-    const blocks = Math.ceil(items / p.lanes);
+    const sums = p.lanes * Object.values(columns).reduce((a, b) => a + b, 0);
+    const rows = [4, 2].find((r) => r * sums <= LANE_SUMS && items > (r / 2) * p.lanes) ?? 1;
+    const blocks = Math.ceil(items / (rows * p.lanes));
     go(
-      kernel("attention", lanes, entry, { ...p.settings, ...columns, LANES: p.lanes, STEP: step }),
+      kernel("attention", lanes, entry, { ...p.settings, ...columns, LANES: p.lanes, R: rows }),
       blocks,
       fold(engine, count * blocks, z),
     );
@@ -217,9 +223,9 @@ function launch(p: Plan, entry: Entry, tensors: Record<string, Tensor | Strided>
   }
 }
 
-/** The tensors by the names of a variant's bindings: `tiles` reads four columns at once. */
+/** The tensors by the names of a variant's bindings: all but `naive` read four columns at once. */
 function bind(p: Plan, tensors: Record<string, Tensor>): Record<string, Strided | Tensor> {
-  const four = p.variant === "tiles";
+  const four = p.variant !== "naive";
   return Object.fromEntries(
     Object.entries(tensors).map(([name, t]) => [
       four && name !== "mask" && name !== "stats" && name !== "known" ? `${name}4` : name,
@@ -240,10 +246,10 @@ export function launchQueryGradient(attention: Attention, y: Tensor, dy: Tensor,
   launch(p, "backward_query", bind(p, { q: a.q, k: a.k, v: a.v, mask: o.mask ?? a.q, dy: o.dy!, stats, out: y, dq }));
 }
 
-/** Records dk and dv. */
+/** Records dk and dv, views of one buffer. */
 export function launchKeyGradient(attention: Attention, dy: Tensor, stats: Tensor, dk: Tensor, dv: Tensor): void {
   const [a, o, p] = fit(attention, ({ q, k, v, mask }) => ({ q, k, v, ...(mask && { mask }), dy, dk, dv }));
-  launch(p, "backward_key", bind(p, { q: a.q, k: a.k, v: a.v, mask: o.mask ?? a.q, dy: o.dy!, known: stats, dk, dv }));
+  launch(p, "backward_key", bind(p, { q: a.q, k: a.k, v: a.v, mask: o.mask ?? a.q, dy: o.dy!, known: stats, dkv: dk }));
 }
 
 /** Records the gradient of an added mask for each row and key: `dmask` [...lead, heads, rows, keys] f32, dense. */

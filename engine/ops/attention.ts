@@ -1,7 +1,7 @@
 import { isFloat } from "../dtype.js";
 import { ConfigError, checkOptions, DTypeError, nearest, ShapeError } from "../errors.js";
 import { type Backward, needFloat, op, sameDType } from "../op.js";
-import { broadcast, type Shape, show } from "../shape.js";
+import { broadcast, denseStrides, type Shape, sameShape, show, sizeOf } from "../shape.js";
 import type { Tensor } from "../tensor.js";
 import {
   type Attention,
@@ -46,22 +46,65 @@ function memoryOrder(t: Tensor): number[] {
   return [...axes.slice(0, -1).sort((a, b) => t.strides[b] - t.strides[a] || a - b), axes.length - 1];
 }
 
-/** A new tensor of a shape whose memory has the order of `like`'s, as a view with the axes of the shape. */
-function likewise(
-  shape: Shape,
-  like: { shape: Shape; order: readonly number[] },
-  dtype: Tensor["dtype"],
-  engine: Tensor["engine"],
-): Tensor {
-  const order = like.order.length === shape.length && shape.length <= 6 ? like.order : shape.map((_, i) => i);
-  return reordered(
-    engine.empty(
-      order.map((d) => shape[d]),
-      dtype,
-      `${NAME} backward`,
-    ),
-    inverse(order),
-  );
+/** Elements between gradients in one buffer: each may then be bound on its own. */
+const aligned = (size: number): number => Math.ceil(size / 128) * 128;
+
+/**
+ * True when the tensors are equal parts of one dense whole, as queries, keys and values of one projection are. Then
+ * views of the same strides over another buffer cover it without gaps and without overlaps.
+ */
+function arePieces(parts: readonly Tensor[]): boolean {
+  const [{ shape, strides, storage }] = parts;
+  const offsets = parts.map((t) => t.offset).sort((a, b) => a - b);
+  const step = offsets[1] - offsets[0];
+  if (parts.some((t) => t.storage !== storage || !sameShape(t.shape, shape) || !sameShape(t.strides, strides)))
+    return false;
+  if (offsets.some((o, i) => o !== offsets[0] + i * step)) return false;
+  const axes = [...shape.map((n, i) => [n, strides[i]]), [parts.length, step]]
+    .filter(([n]) => n > 1)
+    .sort((a, b) => a[1] - b[1]);
+  let size = 1;
+  return axes.every(([n, stride]) => {
+    const fits = stride === size;
+    size *= n;
+    return fits;
+  });
+}
+
+/**
+ * Tensors for the gradients of `parts`, in one buffer. Pieces of one whole get the same pieces of another, which `split`
+ * hands on as it is; others lie one behind the other, each in the memory order of its part.
+ */
+function gradientsOf(parts: readonly Tensor[], lead: Shape): Tensor[] {
+  const [{ engine, dtype }] = parts;
+  const shapes = parts.map((t) => [...lead, ...t.shape.slice(-3)]);
+  const places: { strides: readonly number[]; offset: number }[] = [];
+  let size = 0;
+  for (let i = 0; i < parts.length; ) {
+    // All that are left, or this one and the next, or this one alone.
+    const count =
+      [parts.length - i, 2].find(
+        (n) =>
+          n > 1 &&
+          i + n <= parts.length &&
+          parts.slice(i, i + n).every((t, k) => sameShape(t.shape, shapes[i + k])) &&
+          arePieces(parts.slice(i, i + n)),
+      ) ?? 1;
+    const some = parts.slice(i, i + count);
+    if (count > 1) {
+      const first = Math.min(...some.map((t) => t.offset));
+      for (const t of some) places.push({ strides: t.strides, offset: size + t.offset - first });
+    } else {
+      const order =
+        some[0].rank === shapes[i].length && some[0].rank <= 6 ? memoryOrder(some[0]) : shapes[i].map((_, d) => d);
+      const dense = denseStrides(order.map((d) => shapes[i][d]));
+      places.push({ strides: inverse(order).map((d) => dense[d]), offset: size });
+    }
+    size += aligned(some.reduce((n, _, k) => n + sizeOf(shapes[i + k]), 0));
+    i += count;
+  }
+  const buffer = engine.empty([size], dtype, `${NAME} backward`);
+  return places.map(({ strides, offset }, i) => buffer.view(shapes[i], strides, offset, `${NAME} backward`));
 }
 
 const operands = (c: Backward<Name, Attrs>): Attention => ({
@@ -71,29 +114,23 @@ const operands = (c: Backward<Name, Attrs>): Attention => ({
   v: c.in.v,
   mask: c.spec.mask && c.in.mask,
 });
-const naturalOut = (c: Backward<Name, Attrs>, t: Tensor): Tensor => reordered(t, inverse(c.attrs.order));
+const natural = (c: Backward<Name, Attrs>, t: Tensor): Tensor => reordered(t, inverse(c.attrs.order));
+const gradients = (c: Backward<Name, Attrs>): Tensor[] =>
+  c.once("gradients", () => gradientsOf([c.in.q, c.in.k, c.in.v], c.attrs.lead));
 
 /** dq; its launch also completes the row statistics that the other gradients read. */
 const queryGradient = (c: Backward<Name, Attrs>): Tensor =>
   c.once("query", () => {
-    const { q } = c.in;
-    const dq = likewise(
-      [...c.attrs.lead, ...q.shape.slice(-3)],
-      { shape: q.shape, order: memoryOrder(q) },
-      q.dtype,
-      c.engine,
-    );
-    launchQueryGradient(operands(c), naturalOut(c, c.out), naturalOut(c, c.dy), c.saved.stats, dq);
+    const [dq] = gradients(c);
+    launchQueryGradient(operands(c), natural(c, c.out), natural(c, c.dy), c.saved.stats, dq);
     return dq;
   });
-const keyGradients = (c: Backward<Name, Attrs>): { k: Tensor; v: Tensor } =>
+const keyGradients = (c: Backward<Name, Attrs>): Tensor[] =>
   c.once("key", () => {
     queryGradient(c);
-    const make = (t: Tensor) =>
-      likewise([...c.attrs.lead, ...t.shape.slice(-3)], { shape: t.shape, order: memoryOrder(t) }, t.dtype, c.engine);
-    const [k, v] = [make(c.in.k), make(c.in.v)];
-    launchKeyGradient(operands(c), naturalOut(c, c.dy), c.saved.stats, k, v);
-    return { k, v };
+    const [, dk, dv] = gradients(c);
+    launchKeyGradient(operands(c), natural(c, c.dy), c.saved.stats, dk, dv);
+    return [dk, dv];
   });
 
 const run = op<Name, Attrs>({
@@ -117,8 +154,8 @@ const run = op<Name, Attrs>({
   saves: ["q", "k", "v", "mask", "out"],
   grad: {
     q: queryGradient,
-    k: (c) => keyGradients(c).k,
-    v: (c) => keyGradients(c).v,
+    k: (c) => keyGradients(c)[0],
+    v: (c) => keyGradients(c)[1],
     mask: (c) => {
       queryGradient(c);
       const dmask = c.engine.empty(
@@ -126,7 +163,7 @@ const run = op<Name, Attrs>({
         "f32",
         `${NAME} backward`,
       );
-      launchMaskGradient(operands(c), naturalOut(c, c.dy), c.saved.stats, dmask);
+      launchMaskGradient(operands(c), natural(c, c.dy), c.saved.stats, dmask);
       return to(dmask, c.spec.mask.dtype);
     },
   },
@@ -184,7 +221,8 @@ function check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | undefined): Shape
  *
  * Views are read in place as long as the last axis is dense. The result lies in memory in the order of q's axes: for a q
  * that is a permuted [B, N, H, D], permuting the result back to [B, N, H, E] and reshaping it to [B, N, H · E] moves
- * nothing. The same holds for the gradients of q, k and v, so those of three slices of one tensor are joined by one copy.
+ * nothing. The same holds for the gradients of q, k and v, and those of three pieces of one tensor, as `chunk` cuts
+ * them, come back as pieces of one tensor: joining them moves nothing.
  * @throws ShapeError when sizes do not fit; DTypeError when dtypes differ
  */
 export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {

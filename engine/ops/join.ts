@@ -2,7 +2,7 @@ import source from "../../shaders/join.wgsl";
 import { ShapeError } from "../errors.js";
 import { kernel } from "../kernel.js";
 import { op, sameDType } from "../op.js";
-import { axis, collapse, denseStrides, show } from "../shape.js";
+import { axis, collapse, denseStrides, type Shape, show } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
 import { isFour, lead, slice } from "./slice.js";
 import { permute, squeeze, unsqueeze } from "./view.js";
@@ -138,6 +138,28 @@ function memoryOrder(strides: readonly number[]): number[] {
   return strides.map((_, i) => i).sort((a, b) => strides[b] - strides[a] || a - b);
 }
 
+/** The tensor of which `pieces` are the pieces along an axis, when they lie in one buffer like that: then it is a view. */
+function wholeOf(
+  pieces: readonly (Tensor | undefined)[],
+  shape: Shape,
+  dim: number,
+  sizes: readonly number[],
+): Tensor | undefined {
+  const first = pieces[0];
+  const second = pieces[1];
+  if (!first || !second || sizes[0] === 0) return undefined;
+  const step = (second.offset - first.offset) / sizes[0];
+  if (step <= 0 || !Number.isInteger(step)) return undefined;
+  const strides = first.strides.map((s, i) => (i === dim ? step : s));
+  let start = 0;
+  for (const [k, t] of pieces.entries()) {
+    if (!t || t.storage !== first.storage || t.offset !== first.offset + start * step) return undefined;
+    if (t.strides.some((s, i) => t.shape[i] > 1 && s !== strides[i])) return undefined;
+    start += sizes[k];
+  }
+  return first.view(shape, strides, first.offset, "split backward");
+}
+
 const splitRun = op<"x", { dim: number; sizes: readonly number[]; order: readonly number[] }>({
   name: "split",
   doc: "x cut into pieces along an axis; views",
@@ -162,6 +184,8 @@ const splitRun = op<"x", { dim: number; sizes: readonly number[]; order: readonl
     x: (c) => {
       const { dim, sizes, order } = c.attrs;
       const { shape, dtype } = c.spec.x;
+      const whole = wholeOf(c.dys, shape, dim, sizes);
+      if (whole) return whole;
       const pieces = c.dys.map(
         (d, k) =>
           d ??
