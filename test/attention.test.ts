@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { chunk, createEngine, permute, reshape, scaledDotProductAttention, type Tensor } from "../engine/index.js";
+import { type AttentionVariant, attentionVariantsOf } from "../engine/ops/attend.js";
 import { attention } from "./ops/attention.js";
 import type { Nd } from "./ops/case.js";
 import { random } from "./ops/loop.js";
@@ -54,7 +55,7 @@ async function worst(got: Tensor, expected: ArrayLike<number>): Promise<number> 
 }
 
 /** Runs one program by a set of kernels: y against the float64 oracle, and its gradients for a comparison. */
-async function run(p: Program, variant: "naive" | "lanes" | "tiles"): Promise<Float64Array[]> {
+async function run(p: Program, variant: AttentionVariant): Promise<Float64Array[]> {
   const next = random(p.seed);
   const turn = (t: Tensor) => (p.tokensFirst ? permute(t, [0, 2, 1, 3]) : t);
   const make = (h: number, rows: number) => {
@@ -80,7 +81,7 @@ async function run(p: Program, variant: "naive" | "lanes" | "tiles"): Promise<Fl
   return grads;
 }
 
-for (const variant of ["lanes", "tiles"] as const)
+for (const variant of attentionVariantsOf(engine).filter((v) => v !== "naive"))
   test(`${variant} equals naive on random shapes, masks and orders of memory`, async () => {
     await fc.assert(
       fc.asyncProperty(programs, async (p) => {
@@ -97,6 +98,29 @@ for (const variant of ["lanes", "tiles"] as const)
       { seed: 20240, numRuns: 15 },
     );
   });
+
+test("more columns than one workgroup owns, and another number for v", async () => {
+  const variants = attentionVariantsOf(engine).filter((v) => v !== "tiles");
+  for (const [d, e] of [
+    [132, 8],
+    [8, 136],
+  ]) {
+    const all: ArrayLike<number>[][] = [];
+    for (const variant of variants) {
+      const next = random(d);
+      const [q, k, v] = [leaf([2, 5, d], next).t, leaf([2, 9, d], next).t, leaf([2, 9, e], next).t];
+      const y = scaledDotProductAttention(q, k, v, { variant });
+      y.backward(leaf([2, 5, e], next).t.detach());
+      all.push([await y.data(), await q.grad!.data(), await k.grad!.data(), await v.grad!.data()]);
+    }
+    const [expected, ...others] = all;
+    for (const [i, values] of others.flat().entries())
+      for (let n = 0; n < values.length; n++) {
+        const right = expected[i % 4][n];
+        assert.ok(Math.abs(values[n] - right) <= 2e-5 * (1 + Math.abs(right)), `${d} and ${e} columns, ${i}[${n}]`);
+      }
+  }
+});
 
 test("no matrix of scores is stored, forward or backward", () => {
   const [n, d] = [1024, 4];

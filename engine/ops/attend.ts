@@ -66,6 +66,10 @@ function subgroup(engine: Engine): number | undefined {
   return isKnown ? sizes[0] : undefined;
 }
 
+/** The variants that an adapter can run. */
+export const attentionVariantsOf = (engine: Engine): AttentionVariant[] =>
+  attentionVariants.filter((v) => v !== "lanes" || subgroup(engine) !== undefined);
+
 function choose(engine: Engine, { q, v, variant }: Attention, operands: readonly Tensor[]): AttentionVariant {
   const [d, e] = [q.shape.at(-1)!, v.shape.at(-1)!];
   const fours = e > 0 && operands.every(isFours);

@@ -8,6 +8,7 @@ import {
   slice,
   type Tensor,
 } from "../../engine/index.js";
+import { attentionVariants, attentionVariantsOf } from "../../engine/ops/attend.js";
 import type { Case, Input, Nd, OpTest } from "./case.js";
 import * as nd from "./nd.js";
 import { cut } from "./slice.js";
@@ -71,7 +72,11 @@ const make = ({ name, q, k, v = k, keep, bias, options = {} }: Setup): Case => (
     ...(bias && { bias }),
   },
   grads: ["q", "k", "v", ...(bias ? ["bias"] : [])],
-  run: (t) => scaledDotProductAttention(t.q, t.k, t.v, { ...options, mask: t.keep ?? t.bias }),
+  run: (t, engine) => {
+    // An adapter without the subgroups of a variant runs its own choice.
+    const variant = attentionVariantsOf(engine).find((v) => v === options.variant);
+    return scaledDotProductAttention(t.q, t.k, t.v, { ...options, variant, mask: t.keep ?? t.bias });
+  },
   oracle: (x) => attention(x.q, x.k, x.v, { ...options, keep: x.keep, bias: x.bias }),
 });
 
@@ -109,7 +114,7 @@ const setups: Setup[] = [
   { name: "leading axes broadcast", q: [2, 1, 1, 2, 4], k: [1, 3, 1, 2, 4], v: [3, 1, 2, 4] },
 ];
 
-const variants: Case[] = (["naive", "lanes", "tiles"] as const).flatMap((variant) =>
+const variants: Case[] = attentionVariants.flatMap((variant) =>
   // Other columns of v are another set of kernels, which tiles take long to compile on software adapters.
   setups
     .filter((s) => variant !== "tiles" || !s.v || s.v.at(-1) === 4)
