@@ -1,71 +1,134 @@
-// npm run bench: kernels and a training step, each as a share of what the adapter can do at most.
-import {
-  createEngine,
-  gelu,
-  inspect,
-  layerNorm,
-  matmul,
-  normal,
-  scaledDotProductAttention,
-  softmax,
-} from "../engine/index.js";
-import { secondsPerStep } from "../train/calibrate.js";
-import { parseConfig } from "../train/config.js";
-import { openSource } from "../train/source.js";
+// npm run bench -- [name…] [--quick] [--rounds N] [--adapter NAME] [--json FILE]
+// Kernels, blocks and whole steps against what the adapter can do at most. Every result is checked before it is timed.
+import { writeFileSync } from "node:fs";
+import { cpus } from "node:os";
+import { createEngine, inspect } from "../engine/index.js";
+import { digits, table } from "../engine/inspect/table.js";
+import { parseArguments } from "../train/arguments.js";
+import { blocks } from "./bench/block.js";
+import { type Effort, measure, type Timed } from "./bench/case.js";
+import { ops } from "./bench/ops.js";
+import { steps } from "./bench/step.js";
 
-const ROUNDS = 5;
-const engine = await createEngine();
-const ceilings = await inspect.ceilings(engine);
-console.log(`${engine.info.name} (${engine.info.description})\nceilings: ${ceilings}\n`);
-const key = engine.key();
-const random = (shape: number[], i: number) => normal(engine, key.fold(i), shape).keep();
+const usage = `Usage: npm run bench -- [name…] [options]
 
-/** A case with the work of one run: floating-point operations, or bytes moved. */
-interface Case {
-  name: string;
-  flops?: number;
-  bytes?: number;
-  run(): unknown;
+Times all cases, or those whose name holds one of the words.
+  --quick         fewer rounds, without the largest cases: less than 20 seconds on lavapipe
+  --rounds N      rounds in which the cases take turns [7, quick 3]
+  --adapter NAME  hardware, lavapipe, swiftshader, or part of a GPU's name
+  --json FILE     write all figures there as well`;
+
+function fail(text: string): never {
+  console.error(`bench: ${text.replace(/^bench: /, "")}`);
+  process.exit(2);
 }
-const square = (n: number): Case => {
-  const [a, b] = [random([n, n], 1), random([n, n], 2)];
-  return { name: `matmul ${n}`, flops: 2 * n ** 3, run: () => matmul(a, b) };
-};
-const x = random([1024, 1024], 3);
-const wide = random([1024, 1152], 4);
-const qkv = [5, 6, 7].map((i) => random([8, 4, 256, 32], i));
-const cases: Case[] = [
-  square(256),
-  square(512),
-  { name: "softmax 1024 x 1024", bytes: 8 * x.size, run: () => softmax(x) },
-  { name: "layerNorm 1024 x 1152", bytes: 8 * wide.size, run: () => layerNorm(wide) },
-  { name: "gelu 1M", bytes: 8 * x.size, run: () => gelu(x) },
-  {
-    name: "attention [8, 4, 256, 32]",
-    flops: 4 * 32 * 256 * 256 * 32,
-    run: () => scaledDotProductAttention(qkv[0], qkv[1], qkv[2]),
-  },
-];
 
-const times = new Map<Case, number[]>(cases.map((c) => [c, []]));
-// Interleaved, so that what else the machine does falls on all cases alike; the first round compiles.
-for (let round = 0; round <= ROUNDS; round++)
-  for (const c of cases) {
-    const start = performance.now();
-    engine.scope(() => void c.run());
-    await engine.finish();
-    if (round > 0) times.get(c)!.push(performance.now() - start);
+function options() {
+  try {
+    const takes = { quick: "switch", rounds: "whole", adapter: "text", json: "text" } as const;
+    const { values, words, help } = parseArguments("bench", process.argv.slice(2), takes);
+    if (values.rounds === 0) fail("--rounds must be 1 or more");
+    return { ...(values as { quick?: true; rounds?: number; adapter?: string; json?: string }), words, help };
+  } catch (error) {
+    return fail((error as Error).message);
   }
-for (const [c, list] of times) {
-  const [low, middle, high] = [0, ROUNDS >> 1, ROUNDS - 1].map((i) => list.sort((a, b) => a - b)[i]);
-  const rate = c.flops
-    ? `${(c.flops / middle / 1e6).toFixed(1)} GFLOP/s, ${((100 * c.flops) / middle / 1e6 / ceilings.fma).toFixed(0)} % of the ceiling`
-    : `${(c.bytes! / middle / 1e6).toFixed(2)} GB/s, ${((100 * c.bytes!) / middle / 1e6 / ceilings.copyVec4).toFixed(0)} % of the ceiling`;
+}
+
+const { quick = false, rounds = quick ? 3 : 7, adapter, json, words, help } = options();
+if (help) {
+  console.log(usage);
+  process.exit(0);
+}
+const effort: Effort = { rounds, milliseconds: quick ? 10 : 30 };
+
+const began = performance.now();
+const engine = await createEngine({ adapter });
+const all = [...ops, ...blocks, ...steps];
+const cases = all.filter(
+  ({ name, long }) =>
+    !(long && quick) && (words.length === 0 || words.some((w) => name.toLowerCase().includes(w.toLowerCase()))),
+);
+if (cases.length === 0)
+  fail(`no case is called ${words.join(" or ")}; there are ${all.map(({ name }) => name).join(" · ")}`);
+
+const progress = (text: string) => {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[2K${text}`);
+};
+progress("measuring ceilings");
+const first = await inspect.ceilings(engine);
+const timed = await measure(engine, cases, effort, progress).catch((error: Error) => fail(error.message));
+// Other work on the machine only ever lowers a ceiling, so the better of two is nearer to the truth.
+const last = await inspect.ceilings(engine);
+progress("");
+const ceilings = {
+  fma: Math.max(first.fma, last.fma),
+  copyScalar: Math.max(first.copyScalar, last.copyScalar),
+  copyVec4: Math.max(first.copyVec4, last.copyVec4),
+  launch: Math.min(first.launch, last.launch),
+};
+
+/** Share of the ceiling that a case reaches. */
+const share = ({ gflops, gbs }: Timed): number =>
+  gflops !== undefined ? gflops / ceilings.fma : (gbs as number) / ceilings.copyVec4;
+
+const { name, description, kind } = engine.info;
+console.log(`${name} (${kind}): ${description}; ${cpus().length} x ${cpus()[0]?.model ?? "unknown processor"}`);
+console.log(
+  `ceilings: ${digits(ceilings.fma)} GFLOP/s of multiply-adds in registers, copies at ${digits(ceilings.copyScalar)} GB/s (f32) and ${digits(ceilings.copyVec4)} GB/s (vec4), ${digits(ceilings.launch)} µs a launch\n`,
+);
+console.log(
+  table(
+    ["case", "ms", "min", "max", "GFLOP/s", "GB/s", "of ceiling", "launches", "host µs a launch", "MiB", "error"],
+    timed.map((t) => [
+      t.name,
+      digits(t.ms.median),
+      digits(t.ms.min),
+      digits(t.ms.max),
+      digits(t.gflops),
+      digits(t.gbs),
+      `${(100 * share(t)).toFixed(0)}%`,
+      `${t.launches}`,
+      digits(t.hostUs),
+      (t.peak / 2 ** 20).toFixed(1),
+      t.error.toExponential(0),
+    ]),
+  ),
+);
+console.log(
+  [
+    `\nms: median of ${effort.rounds} interleaved rounds, each check having passed before the first; host: recording and submitting`,
+    "of ceiling: of multiply-adds, or of vec4 copies where GB/s stands; above 100% where a cache holds what the copies' 16 MiB or more do not",
+    "MiB: held at most beside operands and parameters; error: largest, relative to the largest value",
+  ].join("\n"),
+);
+for (const { name, kernels, launches, hostUs } of timed) {
+  if (!kernels) continue;
+  const total = kernels.reduce((sum, { us = 0 }) => sum + us, 0);
   console.log(
-    `${c.name.padEnd(28)} ${middle.toFixed(2)} ms (${low.toFixed(2)} to ${high.toFixed(2)})`.padEnd(60) + rate,
+    `\n${name}: recording its ${launches} launches takes the host ${digits((hostUs * launches) / 1000)} ms; by kernel:`,
+  );
+  console.log(
+    table(
+      ["kernel", "launches", "ms", "share"],
+      kernels
+        .slice(0, 10)
+        .map(({ kernel, count, us }) => [
+          kernel,
+          `${count}`,
+          digits(us && us / 1000),
+          us ? `${((100 * us) / total).toFixed(0)}%` : "-",
+        ]),
+    ),
   );
 }
-const config = parseConfig();
-const step = await secondsPerStep(engine, config, await openSource(config));
-console.log(`${"training step of npm start".padEnd(28)} ${(1000 * step).toFixed(0)} ms`);
+if (json !== undefined) {
+  const rows = timed.map((t) => ({ ...t, share: share(t) }));
+  const taken = { name, kind, description };
+  const host = { node: process.version, cpus: cpus().length, cpu: cpus()[0]?.model };
+  writeFileSync(
+    json,
+    `${JSON.stringify({ date: new Date().toISOString(), adapter: taken, host, quick, ceilings, cases: rows }, undefined, 1)}\n`,
+  );
+}
+console.log(`${timed.length} cases in ${((performance.now() - began) / 1000).toFixed(1)} s`);
 engine.destroy();

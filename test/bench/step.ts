@@ -1,0 +1,120 @@
+import { type Engine, Key, type Tensor } from "../../engine/index.js";
+import { guided } from "../../model/diffusion/guidance.js";
+import { forwardFlops } from "../../model/index.js";
+import { Batches } from "../../train/batch.js";
+import { parseConfig } from "../../train/config.js";
+import { AdamW, EMA, lossOf, openSource, type Source } from "../../train/index.js";
+import { PRESETS } from "../../train/presets.js";
+import { newSetup, type Setup } from "../../train/setup.js";
+import { fillZeros } from "./block.js";
+import { type Case, errorAt, places } from "./case.js";
+import { random } from "./ops.js";
+
+const preset = PRESETS.find((p) => p.name === "easy")!;
+const config = parseConfig(preset.config);
+
+/** Floating-point operations of a forward pass of the preset's model over one clip. */
+const clipFlops = ({ model }: Setup) =>
+  forwardFlops(model.config, [model.config.frames, ...model.config.latent], config.model.maxLength);
+
+let made: Promise<{ setup: Setup; source: Source }> | undefined;
+/** The preset's model and data, which both cases share. */
+const shared = (engine: Engine) => {
+  made ??= openSource(config).then(async (source) => {
+    const setup = await newSetup(engine, config, source);
+    fillZeros(engine, setup.model);
+    return { setup, source };
+  });
+  return made;
+};
+
+/** What training and sampling repeat, for the demonstration's smallest preset. */
+export const steps: readonly Case[] = [
+  {
+    name: `training step, preset ${preset.name}`,
+    traced: true,
+    prepare: async (engine) => {
+      const { setup, source } = await shared(engine);
+      const { model } = setup;
+      const { conditionDropout, batchSize } = config.train;
+      const batches = new Batches(source.dataset, setup.text, { batchSize, conditionDropout, seed: 1 });
+      const batch = await batches.get(0);
+      const parameters = model.namedParameters();
+      const optimizer = new AdamW(Object.fromEntries(parameters));
+      const ema = new EMA(Object.fromEntries(parameters), config.ema);
+      const key = Key.from(3);
+      const loss = async () => {
+        const tensor = engine.scope(() => lossOf(setup, batch, key));
+        return tensor.item().finally(() => tensor.dispose());
+      };
+      return {
+        flops: 3 * batchSize * clipFlops(setup),
+        run: () => {
+          lossOf(setup, batch, key);
+          optimizer.step({ lr: 1e-4, clip: 1 });
+          optimizer.zeroGrad();
+          ema.update();
+        },
+        // Differences of a loss in f32, along a curve.
+        limit: 2e-2,
+        check: async () => {
+          // The slope of the loss along the gradient, by central differences, is the norm that the optimizer reports.
+          await loss();
+          const values = await Promise.all(parameters.map(([, p]) => p.data()));
+          const gradients = await Promise.all(
+            parameters.map(async ([, p]) => (p.grad ? await p.grad.data() : new Float32Array(p.size))),
+          );
+          const norm = await engine.scope(() => optimizer.step({ lr: 0, clip: 1 }).norm).item();
+          const at = async (by: number) => {
+            optimizer.zeroGrad();
+            for (const [i, [, p]] of parameters.entries())
+              engine.write(
+                p,
+                new Uint8Array(Float32Array.from(values[i], (v, k) => v + (by * gradients[i][k]) / norm).buffer),
+              );
+            return loss();
+          };
+          const h = 1e-2;
+          const slope = ((await at(h)) - (await at(-h))) / (2 * h);
+          await at(0);
+          optimizer.zeroGrad();
+          return Math.abs(slope / norm - 1);
+        },
+      };
+    },
+  },
+  {
+    name: "sampling step, 4 clips, guided",
+    prepare: async (engine) => {
+      const { setup } = await shared(engine);
+      const { model } = setup;
+      const encoded = await setup.text.encode(["a pig", "an ox", "a frog on a red background", "a snail moving up"]);
+      const y = engine.tensor(encoded.embeddings, encoded.shape).keep();
+      const mask = engine.tensor(encoded.mask, encoded.shape.slice(0, 2)).keep();
+      const x = random(engine, setup.codec.latentShape([4, 3, config.data.frames, config.data.size, config.data.size]));
+      const [scale, du] = [1.5, -0.05];
+      const predict = guided(model, y, mask, { scale });
+      const f = () => engine.noGrad(() => x.add(predict(x, 700).mul(du)));
+      return {
+        flops: 2 * 4 * clipFlops(setup),
+        run: () => void f(),
+        check: async () => {
+          const plain = async (y: Tensor) => {
+            const out = engine.noGrad(() => engine.scope(() => model.forward(x, [700, 700, 700, 700], y, mask)));
+            return out.data().finally(() => out.dispose());
+          };
+          const none = engine.noGrad(() => engine.scope(() => model.yEmbedder.nullCaption(4, y.shape[1])));
+          const [c, u, from] = [await plain(y), await plain(none), await x.data()];
+          const out = engine.scope(f);
+          const error = await errorAt(
+            out,
+            (i) => from[i] + du * (u[i] + scale * (c[i] - u[i])),
+            places(out.size, out.size),
+          );
+          for (const t of [out, none]) t.dispose();
+          return error;
+        },
+      };
+    },
+  },
+];
