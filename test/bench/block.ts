@@ -58,7 +58,7 @@ function blockCase(C: number, backward: boolean): Case {
           f().backward(dy);
           drop();
         },
-        limit: 2e-4,
+        limit: 5e-5,
         check: async () => {
           const names = ["x", "y", "t6", ...weights.map(([name]) => name)];
           const host: Record<string, Numbers> = {};

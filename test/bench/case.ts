@@ -20,7 +20,7 @@ export interface Prepared {
   run(): void;
   /** The worst relative error of a run's results. It also compiles the kernels. */
   check(): Promise<number>;
-  /** Largest `check` that passes; default 1e-4. */
+  /** Largest `check` that passes; default 2e-5. */
   limit?: number;
   /** As in the case, where only what was prepared tells. */
   flops?: number;
@@ -87,7 +87,7 @@ export async function measure(
     progress(`check ${i + 1} of ${cases.length}: ${of.name}`);
     const prepared = await of.prepare(engine);
     const error = await prepared.check();
-    const { limit = 1e-4 } = prepared;
+    const { limit = 2e-5 } = prepared;
     if (!(error <= limit)) wrong.push(`${of.name}: off by ${error.toExponential(1)}, limit ${limit.toExponential(1)}`);
     await time(prepared, 1);
     engine.memoryPool.resetPeak();

@@ -56,7 +56,7 @@ export const steps: readonly Case[] = [
           ema.update();
         },
         // Differences of a loss in f32, along a curve.
-        limit: 2e-2,
+        limit: 5e-3,
         check: async () => {
           // The slope of the loss along the gradient, by central differences, is the norm that the optimizer reports.
           await loss();
