@@ -49,5 +49,6 @@ export {
 export { type HostTensor, type LoadOptions, type LoadReport, StateError, type StateSource } from "./state.js";
 export { STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
 export type { Encoded, TextEncoder } from "./text/encoder.js";
+export { encoderOf } from "./text/open.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";
 export { WordEncoder, type WordEncoderOptions } from "./text/words.js";

@@ -134,6 +134,8 @@ export async function* sampleClips(
     for await (const step of walk(sampler, predict, noise, objective, request, key.fold(2), signal)) {
       const last = step.i === step.steps - 1;
       const believed = last ? step.x : step.x0;
+      // The last latent is ours to free, also when the caller leaves at this step.
+      if (last) held.push(step.x);
       yield {
         step: step.i + 1,
         steps: step.steps,
@@ -147,7 +149,6 @@ export async function* sampleClips(
           }
         },
       };
-      if (last) step.x.dispose();
     }
   } finally {
     for (const t of held) t.dispose();

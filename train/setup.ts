@@ -9,10 +9,12 @@ import type { Objective } from "../model/diffusion/objective.js";
 import { Velocity } from "../model/diffusion/velocity.js";
 import type { Pipeline } from "../model/pipeline.js";
 import { STDiT } from "../model/stdit.js";
-import type { WordEncoder } from "../model/text/words.js";
+import type { TextEncoder } from "../model/text/encoder.js";
+import { encoderOf } from "../model/text/open.js";
+import { WordEncoder } from "../model/text/words.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Config } from "./config.js";
-import { wordEncoder } from "./data/assets.js";
+import { wordEncoder, wordTable } from "./data/assets.js";
 import type { Dataset } from "./data/dataset.js";
 import { fitPatches } from "./data/pca.js";
 import type { Source } from "./source.js";
@@ -104,14 +106,15 @@ export async function newSetup(engine: Engine, config: Config, source: Source): 
 
 /** The model of a checkpoint: averaged weights, which `restore` then replaces by those in training. */
 export async function savedSetup(engine: Engine, config: Config, checkpoint: Checkpoint): Promise<Setup> {
-  const text = textOf(config);
   const loaded = await openModel(engine, checkpoint.file);
-  const said = loaded.text.info?.fingerprint;
-  if (said !== undefined && said !== text.fingerprint) {
+  let text: TextEncoder;
+  try {
+    text = await encoderOf(loaded, wordTable);
+    if (!(text instanceof WordEncoder))
+      throw new ConfigError(`resume: ${checkpoint.path} carries its own word list; training needs word vectors`);
+  } catch (error) {
     loaded.dispose();
-    throw new ConfigError(
-      `resume: the word vectors are others than the run's (${text.fingerprint}, not ${said}); use the version of Espalier that began it`,
-    );
+    throw error;
   }
   const objective =
     loaded.objective ?? decodeObjective(encodeObjective(objectiveOf(config)) as Record<string, unknown>);

@@ -2,10 +2,10 @@ import { createEngine, type Engine, EspalierError } from "../../engine/index.js"
 import { openModel } from "../../model/checkpoint.js";
 import { type Pipeline, sampleClips, samplersOf, videoShape } from "../../model/pipeline.js";
 import type { TextEncoder } from "../../model/text/encoder.js";
+import { encoderOf } from "../../model/text/open.js";
 import { CAPTIONS } from "./captions.js";
 import { filmOf } from "./film.js";
 import type { Ask, Deed, Tell, Wish } from "./messages.js";
-import { encoderOf } from "./text.js";
 
 // All that the GPU does is asked for here, so that the page stays alive whatever a model costs.
 const port = globalThis as unknown as {

@@ -3,8 +3,9 @@ import { join } from "node:path";
 import { ConfigError, createEngine } from "../../engine/index.js";
 import { openModel } from "../../model/checkpoint.js";
 import { type Pipeline, type SampleRequest, type SamplerName, sample } from "../../model/pipeline.js";
+import { encoderOf } from "../../model/text/open.js";
 import { parseArguments } from "../arguments.js";
-import { wordEncoder } from "../data/assets.js";
+import { wordTable } from "../data/assets.js";
 import { clipsOf } from "../evaluate.js";
 import { writeAnimatedWebp, writeContactSheet, writeGif, writeMp4 } from "../media.js";
 import { Progress } from "../progress.js";
@@ -65,7 +66,7 @@ export async function run(args: string[]): Promise<number> {
     const loaded = await openModel(engine, file);
     if (!loaded.codec || !loaded.objective)
       throw new ConfigError(`sample: ${file} holds no codec or objective; a model that espalier train wrote has both`);
-    const text = loaded.text.encoder ?? wordEncoder({ maxLength: loaded.model.config.maxLength });
+    const text = await encoderOf(loaded, wordTable);
     const encoded = await text.encode(prompts);
     for (const warning of encoded.warnings) console.error(`prompt: ${warning}`);
     const pipeline: Pipeline = { model: loaded.model, codec: loaded.codec, objective: loaded.objective, text };

@@ -1,16 +1,16 @@
-import { ConfigError } from "../../engine/index.js";
-import type { LoadedModel } from "../../model/checkpoint.js";
-import type { TextEncoder } from "../../model/text/encoder.js";
-import { WordEncoder } from "../../model/text/words.js";
+import { ConfigError } from "../../engine/errors.js";
+import type { LoadedModel } from "../checkpoint.js";
+import type { TextEncoder } from "./encoder.js";
+import { WordEncoder } from "./words.js";
 
 /**
  * The encoder that a model was trained with: the one in its file, or word vectors over a table.
- * @param table fetches the bytes of model/text/words.bin
+ * @param table reads or fetches the bytes of model/text/words.bin
  * @throws ConfigError when the file names none, another kind, or vectors other than the table's
  */
 export async function encoderOf(
   { model, text }: Pick<LoadedModel, "model" | "text">,
-  table: () => Promise<Uint8Array>,
+  table: () => Uint8Array | Promise<Uint8Array>,
 ): Promise<TextEncoder> {
   if (text.encoder) return text.encoder;
   const { maxLength, captionChannels } = model.config;
@@ -21,12 +21,12 @@ export async function encoderOf(
     );
   if (said.type !== "words")
     throw new ConfigError(
-      `text: the model was trained with another encoder: ${JSON.stringify(said.type)}; this page carries word vectors ("words") only.`,
+      `text: the model was trained with another encoder: ${JSON.stringify(said.type)}; word vectors ("words") are what there is here.`,
     );
   const encoder = new WordEncoder(await table(), { maxLength, mix: said.mix as number | undefined });
   if (encoder.fingerprint !== said.fingerprint)
     throw new ConfigError(
-      `text: the model was trained with other word vectors: its table is ${said.fingerprint}, this page's is ${encoder.fingerprint}; take the version of Espalier that trained it.`,
+      `text: the model was trained with other word vectors: its table is ${said.fingerprint}, the one here is ${encoder.fingerprint}; take the version of Espalier that trained it.`,
     );
   if (encoder.dim !== captionChannels)
     throw new ConfigError(
