@@ -272,8 +272,8 @@ test("prompts: words that the model lacks, too many words, none", async () => {
 for (const [name, message] of [
   ["notes.safetensors", /notes\.safetensors/],
   ["cut.safetensors", /cut\.safetensors/],
-  ["others.safetensors", /trained with other word vectors: its table is 00000000, this page's is [0-9a-f]{8}/],
-  ["t5.safetensors", /trained with another encoder: "t5"; this page carries word vectors/],
+  ["others.safetensors", /trained with other word vectors: its table is 00000000, the one here is [0-9a-f]{8}/],
+  ["t5.safetensors", /trained with another encoder: "t5"; word vectors \("words"\) are what there is here/],
   ["bare.safetensors", /bare\.safetensors holds no codec/],
 ] as const)
   test(`${name} is refused, and the model before stays`, async () => {
