@@ -33,8 +33,10 @@ Interrupted, it goes on where it was when started again.
   --seed N        [42]
   --adapter NAME  hardware, lavapipe, swiftshader, or part of a GPU's name`;
 
-/** Share of the time that training may take; the rest is for start-up, sampling and judging. */
-const TRAINING = 0.8;
+/** Share of the time for training and sampling; the rest is for start-up, choosing, judging and writing. */
+const WORK = 0.88;
+/** Clips that are sampled while it trains, four at each quarter. */
+const WATCHED = 16;
 /** The shortest course that still teaches something, as a share of a preset's steps. */
 const LEAST = 0.03;
 
@@ -55,18 +57,22 @@ function configOf(preset: Preset, out: string, seed: number, steps = preset.step
   );
 }
 
-/** The largest preset whose steps fit into `seconds` on this adapter, by timing a few steps of each candidate. */
-async function choose(engine: Engine, out: string, seed: number, seconds: number): Promise<Plan> {
+/**
+ * The largest preset that fits into `whole` seconds on this adapter together with the sampling of `clips`, by timing a
+ * few steps of each candidate.
+ */
+async function choose(engine: Engine, out: string, seed: number, whole: number, clips: number): Promise<Plan> {
   let rate = Number.POSITIVE_INFINITY;
   for (const preset of [...PRESETS].reverse()) {
     const at = PRESETS.indexOf(preset);
     const next = PRESETS[at - 1];
     const config = configOf(preset, out, seed);
     const source = await openSource(config);
-    const limit = seconds / preset.steps;
-    const each = await secondsPerStep(engine, config, source, limit);
-    const work = flopsOf(config);
-    rate = work / each;
+    const each = await secondsPerStep(engine, config, source, (WORK * whole) / preset.steps);
+    rate = flopsOf(config) / each;
+    // A guided sampling step runs the model twice over a clip; a training step costs three runs over each.
+    const forward = flopsOf(config) / (3 * config.train.batchSize);
+    const seconds = Math.max(0, WORK * whole - (2 * config.sample.steps * forward * (clips + WATCHED)) / rate);
     const total = each * preset.steps;
     console.error(
       `preset ${preset.name}: ${(each * 1000).toFixed(0)} ms a step, ${duration(total)} for ${preset.steps} steps`,
@@ -75,7 +81,7 @@ async function choose(engine: Engine, out: string, seed: number, seconds: number
       // The smallest does not fit either: the time decides how far it gets.
       if (preset === PRESETS.at(-1)) {
         const steps = Math.max(Math.ceil(preset.steps * LEAST), Math.floor(seconds / each));
-        const note = `This adapter is too slow for the smallest demonstration in ${duration(seconds / TRAINING)}: it trains ${steps} of ${preset.steps} steps, so clips will be rough. Use --minutes to give it more time.`;
+        const note = `This adapter is too slow for the smallest demonstration in ${duration(whole)}: it trains ${steps} of ${preset.steps} steps, so clips will be rough. Use --minutes to give it more time.`;
         return { preset: preset.name, config: configOf(preset, out, seed, steps), notes: [note] };
       }
       const fits = PRESETS[at + 1];
@@ -176,7 +182,7 @@ export async function run(args: string[]): Promise<number> {
               config: configOf(named ?? PRESETS.at(-1)!, out, seed, values.steps as number | undefined),
               notes: [],
             }
-          : await timed("choosing a preset", () => choose(engine, out, seed, minutes * 60 * TRAINING));
+          : await timed("choosing a preset", () => choose(engine, out, seed, minutes * 60, count));
       writeFileSync(planFile, JSON.stringify(plan, null, 2));
     }
     const { config } = plan;
