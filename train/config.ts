@@ -47,6 +47,7 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
   unused("data.flip", data.kind === "world", "data.kind is world");
   unused("codec.patch", codec.kind === "pixels", "codec.kind is pixels");
   unused("codec.channels", codec.kind === "pixels", "codec.kind is pixels");
+  unused("codec.alsoFit", codec.kind === "pixels", "codec.kind is pixels");
 
   const most = 3 * codec.patch ** 2;
   rule(

@@ -39,6 +39,10 @@ export const sections = {
     kind: z.enum(["pca", "pixels"]).default("pca").describe("latents from principal components, or raw pixels"),
     patch: count(1).default(4).describe("side in pixels of the square that becomes one latent position (kind pca)"),
     channels: count(1).default(8).describe("components kept of each square (kind pca)"),
+    alsoFit: z
+      .enum(Object.keys(WORLDS) as [string, ...string[]])
+      .optional()
+      .describe("further composed clips to fit to, for a model that is to go on with them (kind pca)"),
   }),
   model: z.strictObject({
     hidden: count(4).default(64).describe("width of the transformer"),

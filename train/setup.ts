@@ -17,7 +17,7 @@ import type { Config } from "./config.js";
 import { wordEncoder, wordTable } from "./data/assets.js";
 import type { Dataset } from "./data/dataset.js";
 import { fitPatches } from "./data/pca.js";
-import type { Source } from "./source.js";
+import { openSource, type Source } from "./source.js";
 
 /** Clips that the linear codec is fitted to; more change nothing that one can see. */
 const FIT = 192;
@@ -38,7 +38,14 @@ export function objectiveOf(config: Config): Objective {
 async function codecOf(engine: Engine, config: Config, dataset: Dataset): Promise<Codec> {
   if (config.codec.kind === "pixels") return new PixelCodec();
   const videos: Float32Array[] = [];
-  for (let i = 0; i < Math.min(FIT, dataset.size); i++) videos.push((await dataset.sample(i)).video);
+  const add = async (from: Dataset) => {
+    for (let i = 0; i < Math.min(FIT, from.size); i++) videos.push((await from.sample(i)).video);
+  };
+  await add(dataset);
+  if (config.codec.alsoFit) {
+    const other = config.codec.alsoFit;
+    await add((await openSource({ ...config, data: { ...config.data, kind: "world", world: other } })).dataset);
+  }
   return new PCACodec(engine, fitPatches(videos, dataset, config.codec.patch, config.codec.channels));
 }
 
