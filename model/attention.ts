@@ -3,6 +3,7 @@ import {
   ConfigError,
   chunk,
   type Engine,
+  linear,
   matmul,
   scaledDotProductAttention,
   softmax,
@@ -110,8 +111,10 @@ export class CrossAttention extends Module {
   /**
    * x [B, ..., C] and y [B, L, C] to x's shape.
    * @param mask [B, 1, 1, L] of integers, zero where a caption has no token. Hooks on "weights" get [B, h, N, L].
+   * @param gates [h]: multiplies each head before the projection, and the projection's bias by their mean, so that equal
+   * gates are one gate on the whole output
    */
-  forward(x: Tensor, y: Tensor, mask?: Tensor): Tensor {
+  forward(x: Tensor, y: Tensor, mask?: Tensor, gates?: Tensor): Tensor {
     const { heads, headDim } = this;
     const [B, L] = y.shape;
     const q = this.qLinear.forward(x).reshape([B, -1, heads, headDim]).permute([0, 2, 1, 3]); // [B, h, N, d]
@@ -119,6 +122,9 @@ export class CrossAttention extends Module {
     const [k, v] = chunk(kv, 2, 2).map((t) => t.squeeze(2).permute([0, 2, 1, 3])); // [B, h, L, d] each
     this.emit("weights", () => attentionMap(q, k, mask)); // [B, h, N, L]
     const a = scaledDotProductAttention(q, k, v, { mask }); // [B, h, N, d]
-    return this.proj.forward(a.permute([0, 2, 1, 3]).reshape(x.shape)); // [B, ..., C]
+    if (!gates) return this.proj.forward(a.permute([0, 2, 1, 3]).reshape(x.shape)); // [B, ..., C]
+    const gated = a.mul(gates.reshape([heads, 1, 1])); // [B, h, N, d]
+    const joined = linear(gated.permute([0, 2, 1, 3]).reshape(x.shape), this.proj.weight); // [B, ..., C]
+    return add(joined, this.proj.bias!.mul(gates.mean())); // [B, ..., C]
   }
 }

@@ -26,7 +26,17 @@ export interface STDiTConfig {
   timeScale: number;
   /** The block whose temporal attention sees the frames' positions. */
   temporalOwner: number;
+  /** Width of the vectors of a second caption, which a language model made; 0 means no second cross-attention. */
+  languageChannels: number;
+  /** Rows of the second null caption: the longest second caption. */
+  languageLength: number;
+  /** What a block's gate on the second cross-attention is one number for. */
+  languageGate: LanguageGate;
 }
+
+/** One gate a block, one a head, or one a channel. */
+export type LanguageGate = "scalar" | "head" | "channel";
+const GATES: readonly LanguageGate[] = ["scalar", "head", "channel"];
 
 /** STDiT-XL/2 for 16 frames of 256 x 256: 759,620,768 parameters. */
 export const STDIT_XL_2: STDiTConfig = {
@@ -44,7 +54,13 @@ export const STDIT_XL_2: STDiTConfig = {
   spaceScale: 0.5,
   timeScale: 1,
   temporalOwner: 0,
+  languageChannels: 0,
+  languageLength: 256,
+  languageGate: "scalar",
 };
+
+/** Keys that files from before they existed lack. */
+const LATER: readonly string[] = ["temporal_owner", "language_channels", "language_length", "language_gate"];
 
 const KEYS = Object.keys(STDIT_XL_2) as (keyof STDiTConfig)[];
 
@@ -59,8 +75,20 @@ export function stditConfig(given: Partial<STDiTConfig> = {}): STDiTConfig {
   const refuse = (key: string, rule: string) => {
     throw new ConfigError(`stdit: ${key} ${rule}: got ${JSON.stringify(c[key as keyof STDiTConfig])}.`);
   };
-  for (const key of ["inChannels", "hidden", "depth", "heads", "frames", "captionChannels", "maxLength"] as const)
+  for (const key of [
+    "inChannels",
+    "hidden",
+    "depth",
+    "heads",
+    "frames",
+    "captionChannels",
+    "maxLength",
+    "languageLength",
+  ] as const)
     if (!(Number.isInteger(c[key]) && c[key] >= 1)) refuse(key, "must be a whole number from 1");
+  if (!(Number.isInteger(c.languageChannels) && c.languageChannels >= 0))
+    refuse("languageChannels", "must be a whole number, 0 for no second cross-attention");
+  if (!GATES.includes(c.languageGate)) refuse("languageGate", `must be ${GATES.join(", ")}`);
   for (const key of ["mlpRatio", "spaceScale", "timeScale"] as const)
     if (!(Number.isFinite(c[key]) && c[key] > 0)) refuse(key, "must be a number above 0");
   for (const [key, count] of [
@@ -109,7 +137,7 @@ export function decodeConfig(text: string): STDiTConfig {
   const { out_channels: out, ...rest } = json as Record<string, unknown>;
   const names = new Map(KEYS.map((key) => [snake(key), key]));
   checkOptions("stdit", rest, [...names.keys(), "out_channels"]);
-  const missing = [...names.keys()].filter((key) => !(key in rest) && key !== "temporal_owner");
+  const missing = [...names.keys()].filter((key) => !(key in rest) && !LATER.includes(key));
   if (missing.length) throw new ConfigError(`stdit: the configuration lacks ${missing.join(", ")}.`);
   const config = stditConfig(Object.fromEntries(Object.entries(rest).map(([key, value]) => [names.get(key)!, value])));
   if (out !== undefined && out !== outChannels(config))

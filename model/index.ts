@@ -1,6 +1,6 @@
 /** The public surface of the models: layers, STDiT, diffusion, samplers, codecs, text encoders and files. */
 export { CrossAttention, SelfAttention } from "./attention.js";
-export { FinalLayer, STDiTBlock } from "./block.js";
+export { FinalLayer, type LanguageInput, STDiTBlock } from "./block.js";
 export {
   type LoadedModel,
   type ModelContent,
@@ -10,7 +10,7 @@ export {
   saveModel,
 } from "./checkpoint.js";
 export { type Codec, type PatchBasis, PCACodec, PixelCodec } from "./codec.js";
-export { outChannels, STDIT_XL_2, type STDiTConfig, stditConfig } from "./config.js";
+export { type LanguageGate, outChannels, STDIT_XL_2, type STDiTConfig, stditConfig } from "./config.js";
 export { ddim, ddimReverse } from "./diffusion/ddim.js";
 export { ddpm } from "./diffusion/ddpm.js";
 export { dpmSolver } from "./diffusion/dpm.js";
@@ -47,7 +47,7 @@ export {
   shiftTime,
 } from "./schedule.js";
 export { type HostTensor, type LoadOptions, type LoadReport, StateError, type StateSource } from "./state.js";
-export { STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
+export { type LanguageCall, STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
 export type { Encoded, TextEncoder } from "./text/encoder.js";
 export { encoderOf } from "./text/open.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";

@@ -10,7 +10,7 @@ import {
   Tensor,
   to,
 } from "../engine/index.js";
-import { FinalLayer, STDiTBlock } from "./block.js";
+import { FinalLayer, type LanguageInput, STDiTBlock } from "./block.js";
 import { outChannels, type STDiTConfig, stditConfig } from "./config.js";
 import { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder } from "./embed.js";
 import { biasUniform, normal, xavierUniform, zeros } from "./init.js";
@@ -31,6 +31,18 @@ export interface STDiTInit {
 export interface STDiTCall {
   /** [B], nonzero where a caption is replaced by the null caption (its mask stays). */
   drop?: ArrayLike<number> | Tensor;
+  /** The second caption, for models that have a second cross-attention; they need it in every run. */
+  language?: LanguageCall;
+}
+
+/** What a language model made of the captions of a run. */
+export interface LanguageCall {
+  /** [B, L, D] or [B, 1, L, D] with the D of the model's language branch. */
+  y: Tensor;
+  /** [M, L] integers, zero where there is no token; repeated when M divides B. None: all are used. */
+  mask?: Tensor;
+  /** [B], nonzero where the second caption is replaced by its null caption (its mask stays). */
+  drop?: ArrayLike<number> | Tensor;
 }
 
 /** Position tables of other grids that are kept. */
@@ -48,6 +60,7 @@ export class STDiT extends Module {
     tEmbedder: "t_embedder",
     tBlock: "t_block.1",
     yEmbedder: "y_embedder",
+    yEmbedderLlm: "y_embedder_llm",
     finalLayer: "final_layer",
     posEmbed: "pos_embed",
     posEmbedTemporal: "pos_embed_temporal",
@@ -58,6 +71,8 @@ export class STDiT extends Module {
   /** Shared by all blocks. */
   readonly tBlock: Linear;
   readonly yEmbedder: CaptionEmbedder;
+  /** Of the second caption. */
+  readonly yEmbedderLlm?: CaptionEmbedder;
   readonly blocks: STDiTBlock[];
   readonly finalLayer: FinalLayer;
   /** [1, S, C] and [1, T, C] of the grid that the configuration names. */
@@ -93,10 +108,16 @@ export class STDiT extends Module {
       key: key?.fold(3),
       weightInit: captionInit === "xavier" ? xavierUniform : normal(0.02),
     });
+    if (c.languageChannels > 0)
+      this.yEmbedderLlm = new CaptionEmbedder(engine, c.languageChannels, C, c.languageLength, {
+        dtype,
+        key: key?.fold(6),
+        weightInit: captionInit === "xavier" ? xavierUniform : normal(0.02),
+      });
+    const block = { dtype, mlpRatio: c.mlpRatio, gateBias, language: c.languageChannels ? c.languageGate : undefined };
     this.blocks = Array.from(
       { length: c.depth },
-      (_, i) =>
-        new STDiTBlock(engine, C, c.heads, { dtype, key: key?.fold(5).fold(i), mlpRatio: c.mlpRatio, gateBias }),
+      (_, i) => new STDiTBlock(engine, C, c.heads, { ...block, key: key?.fold(5).fold(i) }),
     );
     this.finalLayer = new FinalLayer(engine, C, values * outChannels(c), { dtype, key: key?.fold(4) });
     const [T, GH, GW] = [c.frames / c.patch[0], c.latent[0] / c.patch[1], c.latent[1] / c.patch[2]];
@@ -120,6 +141,7 @@ export class STDiT extends Module {
     const { config, dtype } = this;
     const C = config.hidden;
     this.#check(x, timestep, y, mask);
+    this.#checkLanguage(x.shape[0], call.language);
     const [B] = x.shape;
     const caption = y.rank === 4 ? y.squeeze(1) : y; // [B, L, D]
 
@@ -133,23 +155,39 @@ export class STDiT extends Module {
     const t6 = add(this.tBlock.forward(silu(t)).reshape([B, 6, C]), this.#ones()); // [B, 6, C]
     const c = this.yEmbedder.forward(caption, call.drop); // [B, L, C]
     const m = mask && this.#tile(mask, B); // [B, 1, 1, L]
+    const second = this.#language(B, call.language);
     for (const [i, block] of this.blocks.entries()) {
       const temporal = i === config.temporalOwner ? time : undefined; // [1, T, 1, C]
-      tokens = this.#run(block, tokens, c, t6, m, temporal); // [B, T, S, C]
+      tokens = this.#run(block, tokens, c, t6, m, temporal, second); // [B, T, S, C]
     }
     const values = this.finalLayer.forward(tokens, t); // [B, T, S, pt·ph·pw·out]
     return this.#unpatchify(values, T, GH, GW); // [B, out, T, H, W]
   }
 
-  #run(block: STDiTBlock, x: Tensor, y: Tensor, t6: Tensor, mask?: Tensor, temporal?: Tensor): Tensor {
-    if (!this.checkpointBlocks) return block.forward(x, y, t6, mask, temporal); // [B, T, S, C]
+  #run(
+    block: STDiTBlock,
+    x: Tensor,
+    y: Tensor,
+    t6: Tensor,
+    mask?: Tensor,
+    temporal?: Tensor,
+    language?: LanguageInput,
+  ): Tensor {
+    if (!this.checkpointBlocks) return block.forward(x, y, t6, mask, temporal, language); // [B, T, S, C]
     // Backward runs the block again, so what it reads must be held by the tape: everything is passed.
-    const extra = [mask, temporal].filter((t) => t !== undefined);
+    const given = [mask, temporal, language?.y, language?.mask];
     const again = (...[a, b, c, ...rest]: Tensor[]) => {
-      const m = mask && rest.shift();
-      return block.forward(a, b, c, m, rest[0]); // [B, T, S, C]
+      const [m, t, second, secondMask] = given.map((g) => g && rest.shift());
+      return block.forward(a, b, c, m, t, second && { y: second, mask: secondMask }); // [B, T, S, C]
     };
-    return checkpoint(again, x, y, t6, ...extra); // [B, T, S, C]
+    return checkpoint(again, x, y, t6, ...given.filter((t) => t !== undefined)); // [B, T, S, C]
+  }
+
+  /** The second caption at the model's width. */
+  #language(B: number, call: LanguageCall | undefined): LanguageInput | undefined {
+    if (!call) return undefined;
+    const caption = call.y.rank === 4 ? call.y.squeeze(1) : call.y; // [B, L, D]
+    return { y: this.yEmbedderLlm!.forward(caption, call.drop), mask: call.mask && this.#tile(call.mask, B) };
   }
 
   #check(x: Tensor, timestep: ArrayLike<number> | Tensor, y: Tensor, mask?: Tensor): void {
@@ -163,15 +201,32 @@ export class STDiT extends Module {
       );
     const times = timestep instanceof Tensor ? timestep.size : timestep.length;
     if (times !== B) throw new ShapeError(`stdit: needs one timestep a sample: got ${times} for a batch of ${B}.`);
-    const rank = y.rank;
-    if (!(rank === 3 || (rank === 4 && y.shape[1] === 1)) || y.shape[0] !== B || y.shape.at(-1) !== captionChannels)
+    this.#checkCaption("", B, captionChannels, y, mask);
+  }
+
+  #checkLanguage(B: number, call: LanguageCall | undefined): void {
+    const { languageChannels } = this.config;
+    if (!languageChannels && call)
       throw new ShapeError(
-        `stdit: captions must be [${B}, L, ${captionChannels}] or [${B}, 1, L, ${captionChannels}]: got ${list(y.shape)}.`,
+        "stdit: the model has no language branch: got a second caption; add the branch with addLanguage, or leave it out.",
+      );
+    if (languageChannels && !call)
+      throw new ShapeError(
+        "stdit: the model has a language branch: no second caption was given; pass { language: { y, mask } }, with the null caption of yEmbedderLlm where there is none.",
+      );
+    if (call) this.#checkCaption("language ", B, languageChannels, call.y, call.mask);
+  }
+
+  #checkCaption(kind: string, B: number, channels: number, y: Tensor, mask?: Tensor): void {
+    const rank = y.rank;
+    if (!(rank === 3 || (rank === 4 && y.shape[1] === 1)) || y.shape[0] !== B || y.shape.at(-1) !== channels)
+      throw new ShapeError(
+        `stdit: ${kind}captions must be [${B}, L, ${channels}] or [${B}, 1, L, ${channels}]: got ${list(y.shape)}.`,
       );
     const L = y.shape[rank - 2];
     if (mask && (mask.rank !== 2 || mask.shape[1] !== L || mask.shape[0] === 0 || B % mask.shape[0]))
       throw new ShapeError(
-        `stdit: the mask must be [M, ${L}] with M dividing the batch ${B}: got ${list(mask.shape)}.`,
+        `stdit: the ${kind}mask must be [M, ${L}] with M dividing the batch ${B}: got ${list(mask.shape)}.`,
       );
   }
 

@@ -113,6 +113,9 @@ function flopsOf(config: Config): number {
     spaceScale: 1,
     timeScale: 1,
     temporalOwner: 0,
+    languageChannels: 0,
+    languageLength: 1,
+    languageGate: "scalar" as const,
   };
   return 3 * plan.batchSize * forwardFlops(sizes, [data.frames, side, side], model.maxLength);
 }
