@@ -17,6 +17,14 @@ export interface Batch {
   /** [B, L]: 1 where there is a word. */
   mask: Int32Array;
   textShape: [batch: number, length: number, dim: number];
+  /** What a language model makes of the captions, for models that read it. */
+  language?: {
+    embeddings: Float32Array;
+    mask: Int32Array;
+    shape: [batch: number, length: number, dim: number];
+    /** [B]: 1 where the language caption is replaced by its null caption. */
+    drop: Uint32Array;
+  };
   /** [B] in [0, 1): decides the diffusion time of each sample. */
   time: Float32Array;
   /** [B]: 1 where the caption is replaced by the null caption. */
@@ -25,8 +33,10 @@ export interface Batch {
 
 export interface BatchOptions {
   batchSize: number;
-  /** Share of captions that are dropped, for classifier-free guidance. */
+  /** Share of samples whose captions are all dropped, for classifier-free guidance. */
   conditionDropout: number;
+  /** Share of samples whose language caption alone is dropped. */
+  languageDropout: number;
   seed: number;
 }
 
@@ -42,6 +52,7 @@ export class Batches {
     private readonly dataset: Dataset,
     private readonly text: TextEncoder,
     private readonly options: BatchOptions,
+    private readonly language?: TextEncoder,
   ) {}
 
   async get(index: number): Promise<Batch> {
@@ -54,7 +65,7 @@ export class Batches {
   }
 
   private async make(index: number): Promise<Batch> {
-    const { batchSize, conditionDropout, seed } = this.options;
+    const { batchSize, conditionDropout, languageDropout, seed } = this.options;
     const { frames, height, width } = this.dataset;
     const numbers = Array.from({ length: batchSize }, (_, i) => index * batchSize + i);
     const samples = await Promise.all(numbers.map((n) => this.dataset.sample(n)));
@@ -64,6 +75,10 @@ export class Batches {
     });
     const captions = samples.map((s) => s.caption);
     const encoded = await this.text.encode(captions);
+    const spoken = await this.language?.encode(captions);
+    // One draw a sample, cut into intervals: both captions, the language caption alone, none.
+    const draws = numbers.map((n) => drawsOf(seed, n, DROP).next());
+    const below = (limit: number) => Uint32Array.from(draws, (r) => (r < limit ? 1 : 0));
     return {
       video,
       shape: [batchSize, 3, frames, height, width],
@@ -72,7 +87,15 @@ export class Batches {
       mask: encoded.mask,
       textShape: encoded.shape,
       time: Float32Array.from(numbers, (n) => drawsOf(seed, n, TIME).next()),
-      drop: Uint32Array.from(numbers, (n) => (drawsOf(seed, n, DROP).next() < conditionDropout ? 1 : 0)),
+      drop: below(conditionDropout),
+      ...(spoken && {
+        language: {
+          embeddings: spoken.embeddings,
+          mask: spoken.mask,
+          shape: spoken.shape,
+          drop: below(conditionDropout + languageDropout),
+        },
+      }),
     };
   }
 }

@@ -1,7 +1,7 @@
 import { type Engine, Key } from "../engine/index.js";
 import { Batches } from "./batch.js";
 import type { Config } from "./config.js";
-import { lossOf } from "./loop.js";
+import { dropoutOf, lossOf } from "./loop.js";
 import { AdamW, EMA } from "./optim.js";
 import { newSetup } from "./setup.js";
 import type { Source } from "./source.js";
@@ -22,7 +22,7 @@ export async function secondsPerStep(
   const [optimizer, ema] = [new AdamW(parameters), new EMA(parameters, config.ema)];
   const batches = new Batches(source.dataset, setup.text, {
     batchSize: config.train.batchSize,
-    conditionDropout: 0.1,
+    ...dropoutOf(config, setup),
     seed: config.run.seed,
   });
   const step = async (i: number) => {

@@ -31,7 +31,7 @@ function textOf(issue: z.core.$ZodIssue, input: unknown): string[] {
 
 /** Rules that tie options together; each broken one gives a text. `wasSet` tells an option set to other than its default. */
 function crossRules(config: Config, wasSet: (path: string) => boolean): string[] {
-  const { data, codec, model, objective, optim, train, sample } = config;
+  const { data, replay, codec, model, grow, language, lora, objective, optim, train, sample } = config;
   const broken: string[] = [];
   const rule = (holds: boolean, text: string) => holds || broken.push(text);
   const unused = (path: string, when: boolean, reason: string) =>
@@ -48,6 +48,47 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
   unused("codec.patch", codec.kind === "pixels", "codec.kind is pixels");
   unused("codec.channels", codec.kind === "pixels", "codec.kind is pixels");
   unused("codec.alsoFit", codec.kind === "pixels", "codec.kind is pixels");
+
+  const replays = replay.fraction > 0;
+  unused("replay.clips", !replays, "replay.fraction is 0");
+  unused("replay.folder", !replays, "replay.fraction is 0");
+  rule(
+    !replays || (replay.clips === undefined) !== (replay.folder === undefined),
+    "replay needs one source: set either replay.clips or replay.folder",
+  );
+  rule(replay.fraction < 1, "replay.fraction takes everything: at 1 nothing new is seen; lower it");
+
+  const begins = model.from === undefined;
+  const bySource = "model.from decides it";
+  for (const path of leaves.keys())
+    if (/^(codec|objective|model)\./.test(path) && path !== "model.from") unused(path, !begins, bySource);
+  rule(grow.mode === "none" || !begins, "grow.mode needs a model: set model.from to the file that is to grow");
+  rule(grow.mode === "none" || grow.blocks !== undefined, "grow.blocks missing: how many new blocks?");
+  unused("grow.blocks", grow.mode === "none", "grow.mode is none");
+  const speaks = language.encoder !== "none";
+  rule(!speaks || !begins, "language.encoder needs a model: set model.from to the file that gets the branch");
+  for (const path of leaves.keys())
+    if (path.startsWith("language.") && path !== "language.encoder") unused(path, !speaks, "language.encoder is none");
+  rule(lora.pattern === undefined || !begins, "lora.pattern needs a model: set model.from to the file to adapt");
+  unused("lora.rank", lora.pattern === undefined, "lora.pattern is not set");
+  unused("lora.alpha", lora.pattern === undefined, "lora.pattern is not set");
+  rule(
+    train.scope === "all" || grow.mode !== "none" || speaks || !begins,
+    "train.scope new has nothing new: grow the model or add a language branch",
+  );
+  rule(
+    train.scope === "all" || lora.pattern === undefined,
+    "train.scope has no use: with lora.pattern only adapters learn; leave it out",
+  );
+  const dropped = (train.conditionDropout ?? 0) + (train.languageDropout ?? 0);
+  rule(
+    dropped <= 1,
+    `train.conditionDropout and train.languageDropout are shares of one whole: together ${dropped}; lower them`,
+  );
+  rule(
+    begins || data.kind !== "world" || replay.clips !== data.world,
+    `replay.clips is what is trained already: ${replay.clips}; name the earlier clips`,
+  );
 
   const most = 3 * codec.patch ** 2;
   rule(

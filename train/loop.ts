@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import {
   AbortedError,
+  ConfigError,
   cat,
   DeviceLostError,
   type Engine,
@@ -20,7 +21,7 @@ import { rateOf } from "./rate.js";
 import type { RunFolder } from "./run.js";
 import { newSetup, type Setup, savedSetup } from "./setup.js";
 import type { Source } from "./source.js";
-import { checkSameRun, exportModel, restoreState, saveState, type TrainState } from "./state.js";
+import { checkSameRun, exportModel, restoreState, saveState, type TrainState, trainedParameters } from "./state.js";
 import { EventLog } from "./tfevents.js";
 
 /** Steps in a row whose loss is no number before a run gives up: single ones are skipped by the optimizer. */
@@ -43,6 +44,24 @@ export interface TrainOptions {
   progress?: boolean;
 }
 
+/** A batch's language captions on the GPU. */
+const languageInput = (engine: Engine, { embeddings, mask, shape, drop }: NonNullable<Batch["language"]>) => ({
+  y: engine.tensor(embeddings, shape), // [B, L, D]
+  mask: engine.tensor(mask, shape.slice(0, 2)), // [B, L]
+  drop,
+});
+
+/** Shares of dropped captions. One condition: Open-Sora's; two: InstructPix2Pix's (https://arxiv.org/abs/2211.09800). */
+export function dropoutOf({ train }: Config, { model }: Pick<Setup, "model">) {
+  const two = model.config.languageChannels > 0;
+  if (!two && train.languageDropout)
+    throw new ConfigError(
+      "train.languageDropout has no use: the model reads no language model; set language.encoder, or leave it out",
+    );
+  const { conditionDropout = two ? 0.05 : 0.1, languageDropout = two ? 0.05 : 0 } = train;
+  return { conditionDropout, languageDropout };
+}
+
 /** The forward pass, the loss and the gradients of one batch; a share of 1 / `parts` of the step's gradient. */
 export function lossOf(setup: Setup, batch: Batch, key: Key, parts = 1): Tensor {
   const { model, codec, objective } = setup;
@@ -54,7 +73,8 @@ export function lossOf(setup: Setup, batch: Batch, key: Key, parts = 1): Tensor 
   const xt = objective.noise(sample); // [B, C, T, H, W]
   const y = engine.tensor(batch.embeddings, batch.textShape); // [B, L, D]
   const mask = engine.tensor(batch.mask, batch.textShape.slice(0, 2)); // [B, L]
-  const output = model.forward(xt, objective.timesteps(times), y, mask, { drop: batch.drop }); // [B, out, T, H, W]
+  const language = batch.language && languageInput(engine, batch.language);
+  const output = model.forward(xt, objective.timesteps(times), y, mask, { drop: batch.drop, language }); // [B, out, T, H, W]
   const { loss } = objective.loss(output, sample); // []
   (parts === 1 ? loss : loss.mul(1 / parts)).backward();
   return loss;
@@ -77,7 +97,7 @@ export async function train(
   if (from) checkSameRun(from.state.config, config);
 
   const setup = from ? await savedSetup(engine, config, from) : await newSetup(engine, config, source);
-  const parameters = Object.fromEntries(setup.model.namedParameters());
+  const parameters = trainedParameters(setup.model);
   const optimizer = new AdamW(parameters, {
     lr: optim.lr,
     betas: optim.betas,
@@ -89,11 +109,12 @@ export async function train(
   if (from) await restoreState(from, state);
 
   const rate = rateOf({ ...optim, steps: plan.steps });
-  const batches = new Batches(source.dataset, setup.text, {
-    batchSize: plan.batchSize,
-    conditionDropout: plan.conditionDropout,
-    seed: run.seed,
-  });
+  const batches = new Batches(
+    source.dataset,
+    setup.text,
+    { batchSize: plan.batchSize, ...dropoutOf(config, setup), seed: run.seed },
+    setup.language,
+  );
   const noise = Key.from(run.seed).fold(1);
   const log = new JsonLog(folder.file("log.jsonl"), from && state.step);
   const events = new EventLog(folder.file("tensorboard"), from && state.step);

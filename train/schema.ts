@@ -35,6 +35,14 @@ export const sections = {
       .describe("mirror clips at random; not where captions tell left from right (kinds folder, csv)"),
     imageFraction: share.default(0).describe("share of samples that are images: clips of equal frames"),
   }),
+  replay: z.strictObject({
+    fraction: share.default(0).describe("share of samples taken from earlier data, against forgetting; 0 is none"),
+    clips: z
+      .enum(Object.keys(WORLDS) as [string, ...string[]])
+      .optional()
+      .describe("composed clips to replay"),
+    folder: z.string().min(1).optional().describe("or: a folder with captions.jsonl, or a CSV file, to replay"),
+  }),
   codec: z.strictObject({
     kind: z.enum(["pca", "pixels"]).default("pca").describe("latents from principal components, or raw pixels"),
     patch: count(1).default(4).describe("side in pixels of the square that becomes one latent position (kind pca)"),
@@ -45,6 +53,11 @@ export const sections = {
       .describe("further composed clips to fit to, for a model that is to go on with them (kind pca)"),
   }),
   model: z.strictObject({
+    from: z
+      .string()
+      .min(1)
+      .optional()
+      .describe("a model file to go on from; sizes, codec, objective and text are then its own"),
     hidden: count(4).default(64).describe("width of the transformer"),
     depth: count(1).default(3).describe("number of blocks"),
     heads: count(1).default(4).describe("attention heads"),
@@ -63,6 +76,45 @@ export const sections = {
       .default("xavier")
       .describe("start of the caption MLP; normal is N(0, 0.02)"),
     gateBias: z.number().default(0.5).describe("added to the start of each block's two gates"),
+  }),
+  grow: z.strictObject({
+    mode: z
+      .enum(["none", "insert", "prefix", "suffix"])
+      .default("none")
+      .describe("duplicate blocks of model.from: spread among the old ones, before them or after them"),
+    blocks: count(1).optional().describe("how many new blocks"),
+  }),
+  language: z.strictObject({
+    encoder: z
+      .string()
+      .min(1)
+      .default("none")
+      .describe('adds a cross-attention to a language model: "language" (embedded), or a folder of a Llama model'),
+    tokens: count(1).default(32).describe("tokens of a caption that the language branch sees"),
+    gate: z.enum(["scalar", "head", "channel"]).default("scalar").describe("one gate a block, a head or a channel"),
+    duplicate: z
+      .boolean()
+      .default(true)
+      .describe("start the branch as a copy of each block's caption attention; otherwise by Xavier's rule"),
+    embedInit: z
+      .enum(["xavier", "normal"])
+      .default("xavier")
+      .describe("start of the branch's caption MLP; normal is N(0, 0.02)"),
+    template: z.boolean().default(true).describe("wrap captions in the language model's chat template"),
+    layer: z.int().max(-1).default(-1).describe("whose hidden states: -1 the last with its norm, -2 the one before, …"),
+    form: z
+      .enum(["S", "L", "SL"])
+      .default("S")
+      .describe("what the language model reads: the short caption, a long one, or the short followed by the long"),
+  }),
+  lora: z.strictObject({
+    pattern: z
+      .string()
+      .min(1)
+      .optional()
+      .describe('trains low-rank adapters on these layers alone, such as "blocks.*.attn.**"; several with commas'),
+    rank: count(1).default(8).describe("rank of an adapter"),
+    alpha: positive.optional().describe("an adapter counts alpha / rank; by default rank"),
   }),
   objective: z.strictObject({
     kind: z.enum(["flow", "v", "iddpm"]).default("flow").describe("rectified flow, or v or noise on 1000 steps"),
@@ -95,7 +147,18 @@ export const sections = {
   train: z.strictObject({
     steps: count(1).default(1329).describe("optimizer steps"),
     batchSize: count(1).default(8).describe("clips in one batch"),
-    conditionDropout: share.default(0.1).describe("share of captions replaced by the null caption"),
+    scope: z
+      .enum(["all", "new"])
+      .default("all")
+      .describe("which parameters learn; new is the grown blocks and the language branch alone"),
+    conditionDropout: share
+      .optional()
+      .describe(
+        "share of samples whose captions are all replaced by null captions; by default 0.1, 0.05 with a language branch",
+      ),
+    languageDropout: share
+      .optional()
+      .describe("share of samples whose language caption alone is replaced; by default 0.05 with a language branch"),
   }),
   sample: z.strictObject({
     sampler: z
@@ -104,6 +167,11 @@ export const sections = {
       .describe("by default euler with flow, ddim with v and iddpm"),
     steps: z.int().min(1).max(1000).default(16).describe("sampling steps"),
     guidance: z.number().min(0).default(1.5).describe("weight of the caption; 1 guides nothing"),
+    languageGuidance: z
+      .number()
+      .min(0)
+      .default(2)
+      .describe("weight of the language caption, for models with a language branch"),
     cfgChannels: z
       .union([z.literal("all"), count(1)])
       .default("all")
@@ -117,8 +185,12 @@ export const sections = {
 export const schema = z.strictObject({
   run: sections.run.prefault({}),
   data: sections.data.prefault({}),
+  replay: sections.replay.prefault({}),
   codec: sections.codec.prefault({}),
   model: sections.model.prefault({}),
+  grow: sections.grow.prefault({}),
+  language: sections.language.prefault({}),
+  lora: sections.lora.prefault({}),
   objective: sections.objective
     .transform(({ learnSigma, variational, ...rest }) => {
       const sigma = learnSigma ?? rest.kind === "iddpm";

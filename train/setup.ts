@@ -1,6 +1,6 @@
 import { ConfigError } from "../engine/errors.js";
 import { type Engine, Key } from "../engine/index.js";
-import { decodeObjective, encodeObjective, openModel } from "../model/checkpoint.js";
+import type { ModelContent } from "../model/checkpoint.js";
 import { type Codec, PCACodec, PixelCodec } from "../model/codec.js";
 import type { STDiTConfig } from "../model/config.js";
 import { Flow } from "../model/diffusion/flow.js";
@@ -10,11 +10,11 @@ import { Velocity } from "../model/diffusion/velocity.js";
 import type { Pipeline } from "../model/pipeline.js";
 import { STDiT } from "../model/stdit.js";
 import type { TextEncoder } from "../model/text/encoder.js";
-import { encoderOf } from "../model/text/open.js";
-import { WordEncoder } from "../model/text/words.js";
+import type { WordEncoder } from "../model/text/words.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Config } from "./config.js";
-import { wordEncoder, wordTable } from "./data/assets.js";
+import { chooseTrained, continuedSetup, openSetup } from "./continued.js";
+import { wordEncoder } from "./data/assets.js";
 import type { Dataset } from "./data/dataset.js";
 import { fitPatches } from "./data/pca.js";
 import { openSource, type Source } from "./source.js";
@@ -24,7 +24,10 @@ const FIT = 192;
 
 /** What is trained, and all that turns its outputs into clips. */
 export interface Setup extends Pipeline {
-  text: WordEncoder;
+  /** What the model's files say of its encoders, and the vocabulary that travels with it. */
+  about: Pick<ModelContent, "text" | "vectors">;
+  /** What the model's language branch reads. */
+  language?: TextEncoder;
   dispose(): void;
 }
 
@@ -79,8 +82,8 @@ function textOf(config: Config): WordEncoder {
   return text;
 }
 
-/** What a checkpoint says of the text encoder, so that other vectors are not mistaken for these. */
-export const textInfo = (text: WordEncoder) => ({
+/** What a checkpoint says of word vectors, so that other vectors are not mistaken for these. */
+const wordsInfo = (text: WordEncoder) => ({
   type: "words",
   dim: text.dim,
   max_length: text.maxLength,
@@ -88,8 +91,9 @@ export const textInfo = (text: WordEncoder) => ({
   fingerprint: text.fingerprint,
 });
 
-/** A new model by the configuration and its seed. */
+/** A new model by the configuration and its seed: a fresh one, or `model.from` grown as the configuration says. */
 export async function newSetup(engine: Engine, config: Config, source: Source): Promise<Setup> {
+  if (config.model.from !== undefined) return continuedSetup(engine, config);
   const text = textOf(config);
   const codec = await codecOf(engine, config, source.dataset);
   const { patchBias, captionInit, gateBias } = config.model;
@@ -104,6 +108,7 @@ export async function newSetup(engine: Engine, config: Config, source: Source): 
     codec,
     objective: objectiveOf(config),
     text,
+    about: { text: wordsInfo(text) },
     dispose: () => {
       model.dispose();
       codec.dispose();
@@ -113,17 +118,7 @@ export async function newSetup(engine: Engine, config: Config, source: Source): 
 
 /** The model of a checkpoint: averaged weights, which `restore` then replaces by those in training. */
 export async function savedSetup(engine: Engine, config: Config, checkpoint: Checkpoint): Promise<Setup> {
-  const loaded = await openModel(engine, checkpoint.file);
-  let text: TextEncoder;
-  try {
-    text = await encoderOf(loaded, wordTable);
-    if (!(text instanceof WordEncoder))
-      throw new ConfigError(`resume: ${checkpoint.path} carries its own word list; training needs word vectors`);
-  } catch (error) {
-    loaded.dispose();
-    throw error;
-  }
-  const objective =
-    loaded.objective ?? decodeObjective(encodeObjective(objectiveOf(config)) as Record<string, unknown>);
-  return { model: loaded.model, codec: loaded.codec!, objective, text, dispose: loaded.dispose };
+  const setup = await openSetup(engine, checkpoint.file);
+  chooseTrained(setup.model, config);
+  return setup;
 }

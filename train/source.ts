@@ -2,6 +2,7 @@ import type { Config } from "./config.js";
 import type { Sprites } from "./data/compose.js";
 import type { Dataset } from "./data/dataset.js";
 import { FolderDataset } from "./data/folder.js";
+import { MixedDataset } from "./data/mixed.js";
 import type { Skips } from "./data/rows.js";
 import { loadSprites } from "./data/sprites.js";
 import { WorldDataset } from "./data/stream.js";
@@ -14,6 +15,8 @@ export interface Source {
   composed?: { world: World; sprites: Sprites };
   /** For recorded clips: what was left out so far. */
   skips?: Skips;
+  /** Earlier clips that are mixed in. */
+  replayed?: Source;
 }
 
 /** The world that a configuration names, at the configuration's size and number of frames. */
@@ -26,6 +29,22 @@ export function worldOf(config: Config): World {
  * @throws DataError for an empty or unreadable set, ConfigError for an option that cannot be
  */
 export async function openSource(config: Config): Promise<Source> {
+  const { replay, data } = config;
+  const source = await openData(config);
+  if (replay.fraction === 0) return source;
+  const kind = replay.clips ? "world" : /\.csv$/i.test(replay.folder!) ? "csv" : "folder";
+  const old = await openData({
+    ...config,
+    data: { ...data, kind, world: replay.clips ?? data.world, path: replay.folder },
+  });
+  return {
+    ...source,
+    dataset: new MixedDataset(source.dataset, old.dataset, replay.fraction),
+    replayed: old,
+  };
+}
+
+async function openData(config: Config): Promise<Source> {
   const { data, run } = config;
   if (data.kind === "world") {
     const of = worldOf(config);

@@ -1,11 +1,13 @@
 import { ConfigError } from "../engine/errors.js";
+import type { Tensor } from "../engine/index.js";
 import { modelEntries, saveModel } from "../model/checkpoint.js";
 import { loadTensors, saveTensors } from "../model/state.js";
+import type { STDiT } from "../model/stdit.js";
 import type { Checkpoint, Json } from "./checkpoint.js";
 import type { Config } from "./config.js";
 import type { AdamW, EMA } from "./optim.js";
 import type { RunFolder } from "./run.js";
-import { type Setup, textInfo } from "./setup.js";
+import type { Setup } from "./setup.js";
 
 /** All that a run needs to go on as if it had never stopped. */
 export interface TrainState {
@@ -17,6 +19,10 @@ export interface TrainState {
   config: Config;
 }
 
+/** The parameters that learn. */
+export const trainedParameters = (model: STDiT): Record<string, Tensor> =>
+  Object.fromEntries(model.namedParameters().filter(([, p]) => p.requiresGrad));
+
 // A checkpoint is a model file with the averaged weights under the model's own names, so that anything that reads models
 // reads checkpoints. What training needs beside lies under "train.".
 const WEIGHTS = "train.weights.";
@@ -26,7 +32,7 @@ const modelContent = ({ setup, ema }: TrainState) => ({
   model: setup.model,
   codec: setup.codec,
   objective: setup.objective,
-  text: textInfo(setup.text),
+  ...setup.about,
   weights: ema.params,
 });
 
@@ -35,7 +41,7 @@ export async function saveState(folder: RunFolder, state: TrainState): Promise<s
   const { setup, optimizer, ema, step, config } = state;
   const { engine } = setup.model;
   const { entries, metadata } = modelEntries(modelContent(state));
-  const weights = Object.fromEntries(setup.model.namedParameters());
+  const weights = trainedParameters(setup.model);
   return folder.checkpoints.save(step, {
     tensors: [
       ...entries,
@@ -57,7 +63,7 @@ export async function restoreState(checkpoint: Checkpoint, state: TrainState): P
   const { optimizerSteps, emaUpdates } = checkpoint.state.train as { optimizerSteps: number; emaUpdates: number };
   // The average began as a copy of the model, which was loaded with the averaged weights.
   ema.updates = emaUpdates;
-  await loadTensors(setup.model.engine, Object.fromEntries(setup.model.namedParameters()), checkpoint.file, {
+  await loadTensors(setup.model.engine, trainedParameters(setup.model), checkpoint.file, {
     prefix: WEIGHTS,
   });
   await optimizer.load(optimizerSteps, checkpoint.file, OPTIMIZER);

@@ -1,4 +1,5 @@
 import { ConfigError } from "../../engine/errors.js";
+import type { HostTensor } from "../state.js";
 import { checkPrompts, type Encoded, type TextEncoder } from "./encoder.js";
 import { wordsOf } from "./words.js";
 
@@ -23,6 +24,11 @@ export class VocabularyEncoder implements TextEncoder {
         `vocabulary: words and vectors disagree: ${words.length} words, ${vectors.length} numbers; each word needs a row`,
       );
     this.places = new Map(words.map((word, i) => [word, i]));
+  }
+
+  /** The vectors with their shape, as `saveModel` takes them. */
+  table(): HostTensor {
+    return { shape: [this.words.length, this.dim], data: this.vectors };
   }
 
   encode(prompts: string[]): Encoded {
