@@ -22,6 +22,21 @@ export interface ReportClip {
   verdict?: Readonly<Record<string, boolean>>;
 }
 
+/** Clips to compare: each row one caption, made in several ways. */
+export interface ReportFilms {
+  title: string;
+  note?: string;
+  rows: readonly { caption: string; films: readonly { label: string; picture: Uint8Array }[] }[];
+}
+
+/** Numbers or words in rows. Cells that are numbers, or texts that begin with a digit, are set to the right. */
+export interface ReportTable {
+  title: string;
+  note?: string;
+  head: readonly string[];
+  rows: readonly (readonly (string | number)[])[];
+}
+
 /** How often one judge was satisfied. */
 export interface JudgeScore {
   name: string;
@@ -42,6 +57,8 @@ export interface ReportData {
   /** Loss on clips that are never trained on. */
   heldOut?: Curve;
   clips: readonly ReportClip[];
+  films?: readonly ReportFilms[];
+  tables?: readonly ReportTable[];
   judges: readonly JudgeScore[];
   config: Config;
   /** The GPU and what it can do, by name. */
@@ -145,6 +162,27 @@ function clipFigure({ caption, sampled, real, verdict = {} }: ReportClip): strin
   return `<figure><div class="films">${film(sampled, "sampled")}${real === undefined ? "" : film(real, "real")}</div><figcaption>${html(caption)}</figcaption>${chips.length === 0 ? "" : `<div class="chips">${chips.join("")}</div>`}</figure>`;
 }
 
+function filmGrid({ rows }: ReportFilms): string {
+  const figures = rows.map(({ caption, films }) => {
+    const list = films.map(
+      ({ label, picture }) =>
+        `<div><img src="${dataUri(picture)}" alt="${html(`${caption} (${label})`)}"><span>${html(label)}</span></div>`,
+    );
+    return `<figure><div class="films row">${list.join("")}</div><figcaption>${html(caption)}</figcaption></figure>`;
+  });
+  return `<div class="rows">${figures.join("")}</div>`;
+}
+
+function plainTable({ head, rows }: ReportTable): string {
+  if (rows.length === 0) return "";
+  const isNumber = (cell: string | number) => typeof cell === "number" || /^[-+]?\d/.test(cell);
+  const right = head.map((_, i) => rows.every((row) => row[i] === "" || isNumber(row[i])));
+  const cell = (tag: string, text: string | number, i: number) =>
+    `<${tag}${right[i] ? ' class="number"' : ""}>${html(text)}</${tag}>`;
+  const body = rows.map((row) => `<tr>${row.map((text, i) => cell("td", text, i)).join("")}</tr>`);
+  return `<div class="scroll"><table><thead><tr>${head.map((text, i) => cell("th", text, i)).join("")}</tr></thead><tbody>${body.join("")}</tbody></table></div>`;
+}
+
 function timingTable(timings: readonly { name: string; seconds: number }[]): string {
   if (timings.length === 0) return "";
   const longest = Math.max(...timings.map(({ seconds }) => seconds), 1e-9);
@@ -191,6 +229,7 @@ function uplotFile(name: string): string {
  */
 export function renderReport(data: ReportData): string {
   const { title, lead = "", tiles = [], loss, heldOut, clips, judges, adapter, timings, warnings } = data;
+  const { films = [], tables = [] } = data;
   const values = columns(loss, heldOut);
   const known = values
     .slice(1)
@@ -215,6 +254,8 @@ export function renderReport(data: ReportData): string {
 <p class="lead">${html(lead)}</p>
 ${tileList.length === 0 ? "" : `<div class="tiles">${tileList.join("")}</div>`}
 ${warningList.length === 0 ? "" : `<section class="warnings"><ul>${warningList.join("")}</ul></section>`}
+${films.map((f) => section(f.title, filmGrid(f), f.note)).join("\n")}
+${tables.map((t) => section(t.title, plainTable(t), t.note)).join("\n")}
 ${section("Sampled clips", clips.length === 0 ? "" : `<div class="clips">${clips.map(clipFigure).join("")}</div>`, clips.some(({ real }) => real !== undefined) ? "beside a real clip of the same caption" : "")}
 ${side(section("Judges", judgeTable(judges), judged), section("Time", timingTable(timings)))}
 ${section("Loss", plot, log ? "logarithmic" : "")}

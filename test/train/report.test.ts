@@ -43,6 +43,17 @@ async function example(): Promise<ReportData> {
       },
       { caption: "an ox", sampled: encodeGif(clip) },
     ],
+    films: [{ title: odd, note: odd, rows: [{ caption: odd, films: [{ label: odd, picture: encodeGif(clip) }] }] }],
+    tables: [
+      {
+        title: "Losses",
+        head: ["method", odd],
+        rows: [
+          [odd, 0.25],
+          ["vanilla", "12 %"],
+        ],
+      },
+    ],
     judges: [
       { name: "colour", right: 47, of: 48, doc: odd },
       { name: odd, right: 0, of: 0 },
@@ -105,9 +116,10 @@ test("one file that loads nothing, fits a phone, draws its curves and shows odd 
       [true, 160],
       [true, 160],
       [true, 160],
+      [true, 160],
     ]);
     assert.is(seen.bold, 0, "no caption becomes markup");
-    assert.is(seen.text.split(odd).length - 1, 11, "each odd text is shown");
+    assert.is(seen.text.split(odd).length - 1, 17, "each odd text is shown");
     for (const part of ["47 of 48", "98 %", "0 of 0", "3m 20s", "128 MiB", "0.25s"])
       assert.ok(seen.text.includes(part), part);
     assert.is(seen.ground, scheme === "dark" ? "rgb(18, 22, 20)" : "rgb(246, 247, 244)");
@@ -121,6 +133,8 @@ test("a run that never logged or sampled still has a report", async () => {
     loss: { step: [], loss: [] },
     heldOut: undefined,
     clips: [],
+    films: [],
+    tables: [],
     judges: [],
     timings: [],
     warnings: [],
