@@ -17,8 +17,8 @@ export interface JudgedClip {
 
 export interface Evaluation {
   clips: JudgedClip[];
-  /** How many clips have it right. */
-  right: { colour: number; motion: number; class: number };
+  /** How many clips have it right; `colourPair` counts two-colour backgrounds in either order. */
+  right: Record<keyof Marks, number>;
 }
 
 /** The sampling part of a configuration as a request. */
@@ -70,6 +70,14 @@ export async function evaluate(
     });
     onProgress(clips.length);
   }
-  const right = (key: "colour" | "motion" | "class") => clips.filter((c) => c.marks[key]).length;
-  return { clips, right: { colour: right("colour"), motion: right("motion"), class: right("class") } };
+  const right = (key: keyof Marks) => clips.filter((c) => c.marks[key]).length;
+  return {
+    clips,
+    right: {
+      colour: right("colour"),
+      colourPair: right("colourPair"),
+      motion: right("motion"),
+      class: right("class"),
+    },
+  };
 }

@@ -62,8 +62,8 @@ export function dropoutOf({ train }: Config, { model }: Pick<Setup, "model">) {
   return { conditionDropout, languageDropout };
 }
 
-/** The forward pass, the loss and the gradients of one batch; a share of 1 / `parts` of the step's gradient. */
-export function lossOf(setup: Setup, batch: Batch, key: Key, parts = 1): Tensor {
+/** The loss of one batch, []; noise is drawn with `key`. */
+export function batchLoss(setup: Setup, batch: Batch, key: Key): Tensor {
   const { model, codec, objective } = setup;
   const { engine } = model;
   const x0 = engine.noGrad(() => codec.encode(engine.tensor(batch.video, batch.shape))); // [B, C, T, H, W]
@@ -75,7 +75,12 @@ export function lossOf(setup: Setup, batch: Batch, key: Key, parts = 1): Tensor 
   const mask = engine.tensor(batch.mask, batch.textShape.slice(0, 2)); // [B, L]
   const language = batch.language && languageInput(engine, batch.language);
   const output = model.forward(xt, objective.timesteps(times), y, mask, { drop: batch.drop, language }); // [B, out, T, H, W]
-  const { loss } = objective.loss(output, sample); // []
+  return objective.loss(output, sample).loss; // []
+}
+
+/** The loss and the gradients of one batch; a share of 1 / `parts` of the step's gradient. */
+export function lossOf(setup: Setup, batch: Batch, key: Key, parts = 1): Tensor {
+  const loss = batchLoss(setup, batch, key); // []
   (parts === 1 ? loss : loss.mul(1 / parts)).backward();
   return loss;
 }

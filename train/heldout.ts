@@ -1,0 +1,28 @@
+import { Key } from "../engine/index.js";
+import { Batches } from "./batch.js";
+import { WorldDataset } from "./data/stream.js";
+import { batchLoss } from "./loop.js";
+import type { Setup } from "./setup.js";
+import type { Source } from "./source.js";
+
+/** Clips whose mean loss is taken. */
+const CLIPS = 96;
+const BATCH = 16;
+/** Of clips, times and noise: the same for every model and every moment, so that losses can be compared. */
+const SEED = 0x48454c44;
+
+/** Mean loss on composed clips of combinations that are never trained, all with their captions. */
+export async function heldOutLoss(setup: Setup, { composed }: Source): Promise<number> {
+  const { world, sprites } = composed!;
+  const { engine } = setup.model;
+  const dataset = new WorldDataset(world, sprites, { seed: SEED, part: "heldOut" });
+  const options = { batchSize: BATCH, conditionDropout: 0, languageDropout: 0, seed: SEED };
+  const batches = new Batches(dataset, setup.text, options, setup.language);
+  let sum = 0;
+  for (let n = 0; n < CLIPS / BATCH; n++) {
+    const batch = await batches.get(n);
+    const loss = engine.noGrad(() => engine.scope(() => batchLoss(setup, batch, Key.from(SEED).fold(n))));
+    sum += await loss.item().finally(() => loss.dispose());
+  }
+  return sum / (CLIPS / BATCH);
+}
