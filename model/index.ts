@@ -26,6 +26,16 @@ export { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder, timestepCode
 export { forwardFlops } from "./flops.js";
 export * as init from "./init.js";
 export { Conv2d, Conv3dPatch, Embedding, LayerNorm, Linear, type LinearOptions, Mlp, type Patch } from "./layers.js";
+export {
+  encodeLlamaConfig,
+  LLAMA_3_8B,
+  type LlamaConfig,
+  llamaConfig,
+  llamaConfigOf,
+  type RopeScaling,
+} from "./llama/config.js";
+export { LlamaAttention, LlamaLayer, LlamaMlp, RmsNorm } from "./llama/layer.js";
+export { Llama, type LlamaInit, LlamaModel } from "./llama/llama.js";
 export { type Hook, Module, type ModuleOptions, type TableRow } from "./module.js";
 export {
   type Pipeline,
