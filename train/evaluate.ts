@@ -1,4 +1,5 @@
 import { type Pipeline, type SampleRequest, sample } from "../model/pipeline.js";
+import type { STDiT } from "../model/stdit.js";
 import type { Config } from "./config.js";
 import { captionOf, combinations, type Spec } from "./data/world.js";
 import { judge, type Marks, mark, type Verdict } from "./judge/judge.js";
@@ -21,13 +22,14 @@ export interface Evaluation {
   right: Record<keyof Marks, number>;
 }
 
-/** The sampling part of a configuration as a request. */
-export const requestOf = ({ sample: s }: Config, prompts: string[], seed: number): SampleRequest => ({
+/** The sampling part of a configuration as a request to a model. */
+export const requestOf = ({ sample: s }: Config, prompts: string[], seed: number, model: STDiT): SampleRequest => ({
   prompts,
   seed,
   sampler: s.sampler,
   steps: s.steps,
   guidance: s.guidance,
+  ...(model.config.languageChannels > 0 && { languageGuidance: s.languageGuidance }),
   cfgChannels: s.cfgChannels,
   ...(s.sampler === "ddim" && { eta: s.eta }),
 });
@@ -62,7 +64,7 @@ export async function evaluate(
     // Each batch has a seed of its own, so that repeated captions meet other noise.
     const { video, shape } = await sample(
       pipeline,
-      requestOf(config, asked.map(captionOf), config.run.seed + clips.length),
+      requestOf(config, asked.map(captionOf), config.run.seed + clips.length, pipeline.model),
     );
     clipsOf(video, shape).forEach((clip, i) => {
       const verdict = judge(clip.video, world, judges);

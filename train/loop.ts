@@ -40,12 +40,14 @@ export interface TrainOptions {
   /** Stops after the step in work, with a checkpoint. */
   signal?: AbortSignal;
   onStep?: (info: StepInfo) => void;
+  /** What to do with the state after certain steps, such as measuring it; training waits. */
+  milestones?: ReadonlyMap<number, (state: TrainState) => Promise<void>>;
   /** Draw a progress bar. Default true. */
   progress?: boolean;
 }
 
 /** A batch's language captions on the GPU. */
-const languageInput = (engine: Engine, { embeddings, mask, shape, drop }: NonNullable<Batch["language"]>) => ({
+export const languageInput = (engine: Engine, { embeddings, mask, shape, drop }: NonNullable<Batch["language"]>) => ({
   y: engine.tensor(embeddings, shape), // [B, L, D]
   mask: engine.tensor(mask, shape.slice(0, 2)), // [B, L]
   drop,
@@ -170,8 +172,15 @@ export async function train(
       reading.catch(() => {});
 
       const stop = options.signal?.aborted === true;
+      const milestone = options.milestones?.get(step);
       const done = step === plan.steps;
-      if (done || stop || step % run.checkpointEvery === 0 || (run.sampleEvery > 0 && step % run.sampleEvery === 0))
+      if (
+        done ||
+        stop ||
+        milestone ||
+        step % run.checkpointEvery === 0 ||
+        (run.sampleEvery > 0 && step % run.sampleEvery === 0)
+      )
         await reading;
       if (done || stop || step % run.checkpointEvery === 0) {
         log.sync();
@@ -179,6 +188,7 @@ export async function train(
       }
       if (done || (run.sampleEvery > 0 && step % run.sampleEvery === 0))
         await sampleSheet(state, source, folder, events);
+      await milestone?.(state);
       if (stop && !done)
         throw new AbortedError(`train: stopped after step ${step} of ${plan.steps}; --resume goes on from ${saved}.`);
     }

@@ -30,7 +30,7 @@ export async function sampleSheet(
   const { data } = config;
   const size = { frames: data.frames, height: data.size, width: data.size };
   const { video, shape } = await ema.use(() =>
-    sample(setup, { ...requestOf(config, prompts, config.run.seed), ...size }),
+    sample(setup, { ...requestOf(config, prompts, config.run.seed, setup.model), ...size }),
   );
   const clips = clipsOf(video, shape);
   const name = `step-${String(step).padStart(6, "0")}`;

@@ -1,0 +1,292 @@
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+
+const describeGrowth = (_: unknown) => "";
+
+import { sample } from "../../model/pipeline.js";
+import { secondsPerStep } from "../calibrate.js";
+import { type Config, parseConfig } from "../config.js";
+import { openSetup } from "../continued.js";
+import { embeddedDir } from "../data/assets.js";
+import { compose } from "../data/compose.js";
+import { captionOf, combinations, type Spec } from "../data/world.js";
+import { clipsOf, type Evaluation, evaluate, requestOf } from "../evaluate.js";
+import { heldOutLoss } from "../heldout.js";
+import { readLog } from "../log.js";
+import { train } from "../loop.js";
+import { encodeAnimatedWebp, type VideoClip } from "../media.js";
+import { duration, Progress } from "../progress.js";
+import { type JudgeScore, type ReportFilms, renderReport } from "../report.js";
+import { newSetup, type Setup } from "../setup.js";
+import { openSource, type Source } from "../source.js";
+import { reportClips, writeClips } from "./clips.js";
+import { gatesOf, stepFlops } from "./measure.js";
+import { type DemoOptions, Stage } from "./stage.js";
+import { unchanged } from "./unchanged.js";
+
+/** Share of the time for training and sampling; the rest is for start-up, measuring, judging and writing. */
+const WORK = 0.86;
+/** More steps than these no longer show in the clips. */
+const MOST = 375;
+/** Fewer teach nothing. */
+const LEAST = 20;
+/** Captions whose two colours are swapped, and clips of the old captions that are judged. */
+const SWAPS = 4;
+
+/** How a demonstration goes on from the base, beside the time that it takes. */
+export interface ContinualOptions extends DemoOptions {
+  /** New blocks, by insertion; 0 leaves the depth as it is. */
+  blocks: number;
+}
+
+/** The plan of a demonstration, kept in its folder so that an interrupted one goes on with it. */
+interface Plan {
+  config: Config;
+  clips: number;
+  notes: string[];
+}
+
+/** The model file that ships in the package: what the demonstrations go on from. */
+export const baseFile = () => join(embeddedDir(), "base.safetensors");
+
+/** Going on with the new clips from the base. */
+export function continualConfig(out: string, seed: number, steps: number, blocks: number): Config {
+  return parseConfig({
+    run: { out, seed, checkpointEvery: 50, sampleEvery: 0, logEvery: 1, keep: 2 },
+    data: { world: "new" },
+    replay: { fraction: 0.25, clips: "wide" },
+    model: { from: baseFile() },
+    ...(blocks > 0 && { grow: { mode: "insert", blocks } }),
+    language: { encoder: "language" },
+    optim: { lr: 1.5e-3, warmupSteps: Math.min(30, Math.floor(steps / 4)) },
+    ema: { decay: 0.995 },
+    train: { steps, batchSize: 16 },
+    sample: { guidance: 1.5, languageGuidance: 2, count: 8 },
+  });
+}
+
+/**
+ * The course of the paper in miniature: a trained base is grown and given a language branch without changing what it
+ * does, goes on with clips of another kind, and is asked for what the base could not know: which colour is on top.
+ */
+export async function continual(options: ContinualOptions): Promise<number> {
+  const stage = await Stage.open(options, "runs/start");
+  const { engine, folder, latest } = stage;
+  const open: { dispose(): void }[] = [];
+  const hold = <T extends { dispose(): void }>(it: T): T => {
+    open.push(it);
+    return it;
+  };
+  try {
+    const base = hold(await openSetup(engine, baseFile()));
+    const planFile = folder.file("plan.json");
+    let plan: Plan | undefined;
+    if (latest && existsSync(planFile)) {
+      plan = JSON.parse(readFileSync(planFile, "utf8")) as Plan;
+      console.error(`going on with ${folder.path} from step ${latest.step} of ${plan.config.train.steps}`);
+    }
+    const first = plan?.config ?? continualConfig(folder.path, options.seed, MOST, options.blocks);
+    const source = await openSource(first);
+    const old = source.replayed!;
+
+    // Before: what the base knows, and that growing it changes nothing.
+    const grown = hold(await newSetup(engine, first, source));
+    const same = await stage.timed("checking that nothing changed", () => unchanged(base, grown, source));
+    console.error(describeGrowth(grown.model));
+    console.error(
+      `parameters ${base.model.countParameters().toLocaleString("en")} -> ${grown.model.countParameters().toLocaleString("en")}; outputs: ${same.text}`,
+    );
+    const before = await stage.timed("losses before", async () => ({
+      old: await heldOutLoss(base, old),
+      fresh: await heldOutLoss(base, source),
+    }));
+    console.error(`loss before: old captions ${before.old.toFixed(3)}, new captions ${before.fresh.toFixed(3)}`);
+    plan ??= await stage.timed("measuring speed", () => planFor(stage, options, first, source));
+    writeFileSync(planFile, JSON.stringify(plan, null, 2));
+    const { config, clips: count } = plan;
+    for (const note of plan.notes) console.error(note);
+    open.splice(open.indexOf(grown), 1)[0].dispose();
+
+    console.error(`training ${config.train.steps} steps of ${config.train.batchSize} clips, 4 of them old ones`);
+    const state = await stage.timed("training", () =>
+      train(engine, config, source, folder, latest, { signal: stage.signal }),
+    );
+    const { setup } = hold({ setup: state.setup, dispose: () => state.setup.dispose() });
+
+    // After, with the averaged weights.
+    const swaps = swappedSpecs(source, Math.min(SWAPS, Math.ceil(count / 8)));
+    const bar = new Progress({ total: count + Math.ceil(count / 2), label: "sample" });
+    const after = await stage
+      .timed("sampling and judging", () =>
+        state.ema.use(async () => ({
+          gates: await gatesOf(setup.model),
+          fresh: await heldOutLoss(setup, source),
+          old: await heldOutLoss(setup, old),
+          swaps: await swapFilms(base, setup, config, source, swaps),
+          judged: await evaluate(setup, config, source, count, (done) => bar.update(done)),
+          judgedOld: await evaluate(setup, config, old, Math.ceil(count / 2), (done) => bar.update(count + done)),
+        })),
+      )
+      .finally(() => bar.stop());
+    await stage.timed("writing clips", async () => {
+      await writeClips(after.judged.clips, folder.file("clips"));
+      await writeClips(after.judgedOld.clips, folder.file("clips", "old"));
+    });
+
+    const log = readLog(folder.file("log.jsonl"));
+    const report = folder.file("report.html");
+    const whole = stage.seconds;
+    const { right } = after.judged;
+    const flops = stepFlops(setup, config) * config.train.steps;
+    const html = renderReport({
+      title: "Espalier: a trained video model, grown and taught new things",
+      lead: `A base that knew 24 things on plain backgrounds got ${options.blocks ? `${config.grow.blocks ?? 0} more blocks and ` : ""}a language branch, and learned 6 new things on two-coloured backgrounds. Before training its outputs were those of the base: ${same.text}.`,
+      tiles: [
+        { label: "which colour is on top", value: `${right.colour} / ${count}` },
+        { label: "motion right", value: `${right.motion} / ${count}` },
+        { label: "class right", value: `${right.class} / ${count}` },
+        { label: "in all", value: duration(whole) },
+      ],
+      loss: { step: log.map((l) => l.step), loss: log.map((l) => l.loss as number) },
+      films: [after.swaps],
+      tables: [
+        {
+          title: "Loss on unseen combinations",
+          head: ["captions", "before", "after"],
+          rows: [
+            ["new: two-coloured backgrounds", before.fresh.toFixed(3), after.fresh.toFixed(3)],
+            ["old: what the base knew", before.old.toFixed(3), after.old.toFixed(3)],
+          ],
+        },
+        {
+          title: "Gates of the language branch",
+          note: "tanh(alpha) of each block; 0 before training",
+          head: ["block", "gate"],
+          rows: after.gates.map((gate, i) => [`${i}`, gate]),
+        },
+      ],
+      clips: await reportClips(after.judged.clips, source),
+      judges: judgesOf(after.judged, after.judgedOld),
+      config,
+      adapter: stage.adapterRows(flops),
+      timings: [...stage.timings, { name: "in all", seconds: whole }],
+      warnings: [...plan.notes, ...stage.adapterWarnings()],
+    });
+    await writeFile(report, html);
+    writeFileSync(
+      folder.file("result.json"),
+      JSON.stringify(
+        {
+          unchanged: same,
+          loss: { before, after: { old: after.old, fresh: after.fresh } },
+          gates: after.gates,
+          clips: count,
+          right,
+          oldClips: after.judgedOld.clips.length,
+          oldRight: after.judgedOld.right,
+          seconds: whole,
+          adapter: engine.info.name,
+        },
+        null,
+        2,
+      ),
+    );
+    console.log(
+      `\n${count} clips of new combinations: colours in order in ${right.colour}, motion right in ${right.motion}, class in ${right.class}`,
+    );
+    console.log(
+      `loss     new captions ${before.fresh.toFixed(3)} -> ${after.fresh.toFixed(3)}, old captions ${before.old.toFixed(3)} -> ${after.old.toFixed(3)}`,
+    );
+    console.log(`gates    ${after.gates.join("  ")}`);
+    console.log(`clips    ${folder.file("clips")}`);
+    console.log(`model    ${folder.file("model.safetensors")}`);
+    console.log(`report   ${report}   (${duration(whole)} in all)`);
+    return 0;
+  } finally {
+    for (const it of open) it.dispose();
+    await stage.close();
+  }
+}
+
+/** How many steps and clips the time allows on this adapter. */
+async function planFor(
+  stage: Stage,
+  { minutes, seed, steps, clips = 48, blocks }: ContinualOptions,
+  config: Config,
+  source: Source,
+): Promise<Plan> {
+  const out = stage.folder.path;
+  if (steps) return { config: continualConfig(out, seed, steps, blocks), clips, notes: [] };
+  const each = await secondsPerStep(stage.engine, config, source, (minutes * 60) / MOST);
+  // Three forward passes a guided step; a training step costs three a clip, for each of its clips.
+  const clip = (each / (3 * config.train.batchSize)) * 3 * config.sample.steps;
+  const left = WORK * minutes * 60 - stage.seconds;
+  // Sampling gets at most a third of the time.
+  const most = Math.max(4, Math.min(clips, Math.floor(left / 3 / (2.2 * clip))));
+  const fit = Math.floor((left - 2.2 * most * clip) / each);
+  const notes: string[] = [];
+  const taken = Math.max(LEAST, Math.min(MOST, fit));
+  if (taken < MOST || most < clips)
+    notes.push(
+      `This adapter needs ${(each * 1000).toFixed(0)} ms a step: in ${duration(minutes * 60)} it trains ${taken} of ${MOST} steps and samples ${most} of ${clips} clips. Use --minutes to give it more time.`,
+    );
+  return { config: continualConfig(out, seed, taken, blocks), clips: most, notes };
+}
+
+/** Unseen combinations, of another class each, and the same with their colours swapped, which is unseen too. */
+function swappedSpecs({ composed }: Source, count: number): Spec[] {
+  const specs = combinations(composed!.world, "heldOut");
+  const firsts = composed!.world.classes.flatMap((name) => specs.find((s) => s.class === name) ?? []).slice(0, count);
+  return firsts.flatMap((s) => [s, { ...s, colours: [...s.colours].reverse() }]);
+}
+
+/** The same prompts and noise through the base, the trained model without its branch, and with it. */
+async function swapFilms(
+  base: Setup,
+  trained: Setup,
+  config: Config,
+  { composed }: Source,
+  specs: Spec[],
+): Promise<ReportFilms> {
+  const prompts = specs.map(captionOf);
+  const clips = async (setup: Setup, changes = {}): Promise<VideoClip[]> => {
+    const request = { ...requestOf(config, prompts, config.run.seed, setup.model), ...changes };
+    const { video, shape } = await sample(setup, request);
+    return clipsOf(video, shape);
+  };
+  const columns: [string, VideoClip[]][] = [
+    ["base", await clips(base)],
+    ["without language", await clips(trained, { languageGuidance: 0 })],
+    ["with language", await clips(trained)],
+  ];
+  const { world, sprites } = composed!;
+  const rows = specs.map(async (spec, i) => {
+    const real = { ...columns[0][1][i], video: compose(spec, world, sprites) };
+    const films = [...columns.map(([label, list]) => [label, list[i]] as const), ["real", real] as const];
+    return {
+      caption: prompts[i],
+      films: await Promise.all(
+        films.map(async ([label, clip]) => ({ label, picture: await encodeAnimatedWebp(clip) })),
+      ),
+    };
+  });
+  return {
+    title: "The same prompt with its two colours swapped",
+    note: "equal noise; word vectors carry no order, so only the language branch can tell the two prompts apart",
+    rows: await Promise.all(rows),
+  };
+}
+
+function judgesOf({ clips, right }: Evaluation, old: Evaluation): JudgeScore[] {
+  const of = clips.length;
+  return [
+    { name: "colours in order", right: right.colour, of, doc: "median of the upper and the lower half's border" },
+    { name: "colours in either order", right: right.colourPair, of },
+    { name: "motion", right: right.motion, of, doc: "slope of the foreground's centre over the frames" },
+    { name: "class", right: right.class, of, doc: "nearest sprite at its best place and size" },
+    { name: "class, old captions", right: old.right.class, of: old.clips.length },
+    { name: "motion, old captions", right: old.right.motion, of: old.clips.length },
+    { name: "colour, old captions", right: old.right.colour, of: old.clips.length },
+  ];
+}
