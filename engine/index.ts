@@ -10,6 +10,7 @@ export { Flat } from "./flat.js";
 export * from "./inspect/index.js";
 export { registry } from "./op.js";
 export * from "./ops/index.js";
+export { checkQuantizedForm, dequantizeWeight, launchQuantize, quantizedShapes } from "./ops/quantized.js";
 export { launchAdamW, launchEma } from "./ops/update.js";
 export { launchElementwise } from "./ops/walk.js";
 export { Key } from "./random/key.js";

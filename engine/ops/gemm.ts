@@ -2,7 +2,7 @@ import source from "../../shaders/matmul.wgsl";
 import lanesSource from "../../shaders/matmul_lanes.wgsl";
 import type { DType } from "../dtype.js";
 import type { Engine } from "../engine.js";
-import { EspalierError, ShapeError } from "../errors.js";
+import { EspalierError, nearest, ShapeError } from "../errors.js";
 import { type Kernel, kernel, type Params, type Settings } from "../kernel.js";
 import { collapse, expandStrides, show, sizeOf } from "../shape.js";
 import { type Strided, strided, type Tensor } from "../tensor.js";
@@ -10,6 +10,15 @@ import { type Strided, strided, type Tensor } from "../tensor.js";
 /** What may follow a matrix product within its launch. */
 export type Activation = "none" | "geluTanh" | "silu";
 export const activationNames: readonly Activation[] = ["none", "geluTanh", "silu"];
+
+/** Throws for a name that is no activation, with the nearest that is. */
+export function checkActivation(subject: string, activation: string): void {
+  if ((activationNames as string[]).includes(activation)) return;
+  const guess = nearest(activation, activationNames);
+  throw new EspalierError(
+    `${subject}: unknown activation "${activation}"${guess ? `; did you mean "${guess}"?` : ";"} (${activationNames.join(", ")})`,
+  );
+}
 
 /** Entry points of matmul.wgsl and matmul_lanes.wgsl that compute products; `tiled32` is `tiled` with smaller tiles. */
 export type Variant = "naive" | "registers" | "lanes" | "tiled" | "tiled32" | "skinny";

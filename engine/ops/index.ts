@@ -6,6 +6,13 @@ export * from "./join.js";
 export * from "./loss.js";
 export * from "./matmul.js";
 export { groupNorm, layerNorm, type NormOptions, rmsNorm } from "./norm.js";
+export {
+  type LinearQuantizedOptions,
+  linearQuantized,
+  type QuantizedForm,
+  type QuantizedWeight,
+  quantizeWeight,
+} from "./quantized.js";
 export * from "./random.js";
 export * from "./reduce.js";
 export * from "./rotary.js";

@@ -1,9 +1,9 @@
-import { checkOptions, EspalierError, nearest, ShapeError } from "../errors.js";
+import { checkOptions, ShapeError } from "../errors.js";
 import { type Backward, needFloat, op, sameDType } from "../op.js";
 import { broadcast, type Shape, show, sizeOf } from "../shape.js";
 import type { Tensor } from "../tensor.js";
 import { unaryTable } from "./formulas.js";
-import { type Activation, activationNames, launchMatmul } from "./gemm.js";
+import { type Activation, checkActivation, launchMatmul } from "./gemm.js";
 import { sum } from "./reduce.js";
 import { reshape } from "./view.js";
 import { launchElementwise } from "./walk.js";
@@ -109,14 +109,6 @@ export interface MatmulOptions {
   /** [columns], added to every row. */
   bias?: Tensor;
   activation?: Activation;
-}
-
-function checkActivation(subject: string, activation: string): void {
-  if ((activationNames as string[]).includes(activation)) return;
-  const guess = nearest(activation, activationNames);
-  throw new EspalierError(
-    `${subject}: unknown activation "${activation}"${guess ? `; did you mean "${guess}"?` : ";"} (${activationNames.join(", ")})`,
-  );
 }
 
 /**

@@ -7,6 +7,7 @@ import { test as join } from "./join.js";
 import { test as loss } from "./loss.js";
 import { test as matmul } from "./matmul.js";
 import { test as norm } from "./norm.js";
+import { test as quantized } from "./quantized.js";
 import { test as random } from "./random.js";
 import { test as reduce } from "./reduce.js";
 import { test as rotary } from "./rotary.js";
@@ -26,6 +27,7 @@ export const opTests: Record<string, OpTest> = {
   loss,
   matmul,
   norm,
+  quantized,
   random,
   reduce,
   rotary,
