@@ -6,6 +6,9 @@ import { Iddpm, type IddpmLoss } from "./diffusion/iddpm.js";
 import type { Objective } from "./diffusion/objective.js";
 import { Velocity } from "./diffusion/velocity.js";
 import type { ByteSink } from "./files/source.js";
+import { decodeGrowth, encodeGrowth, type GrowthOptions, growOrigin } from "./growth.js";
+import { decodeLanguage, encodeLanguage, type LanguageOptions, languageOrigin } from "./language.js";
+import { buildModel, type Origin } from "./origin.js";
 import {
   encodeFloat32,
   openSafetensors,
@@ -16,7 +19,7 @@ import {
   writeSafetensors,
 } from "./safetensors.js";
 import { type HostTensor, type LoadOptions, saveTensors } from "./state.js";
-import { STDiT } from "./stdit.js";
+import type { STDiT } from "./stdit.js";
 import type { TextEncoder } from "./text/encoder.js";
 import { VocabularyEncoder } from "./text/vocabulary.js";
 
@@ -101,6 +104,24 @@ async function openText(
 export interface OpenModelOptions extends Pick<LoadOptions, "onProgress"> {
   /** Storage of the parameters; default "f32". */
   dtype?: DType;
+  /** Grow the model while it is read: the smaller one is never built. */
+  grow?: GrowthOptions;
+  /** Add a language branch while the model is read, after it has grown. */
+  language?: LanguageOptions;
+}
+
+/** The model of a file as the file has it. */
+function originIn(file: Safetensors): Origin {
+  const { metadata, name } = file;
+  if (metadata.model === undefined)
+    throw new ConfigError(`model file: ${name} holds no configuration; its metadata must have "model" as JSON.`);
+  const config = decodeConfig(metadata.model);
+  return {
+    config,
+    source: file,
+    growth: metadata.growth === undefined ? undefined : decodeGrowth(metadata.growth, config.depth, name),
+    language: metadata.language === undefined ? undefined : decodeLanguage(metadata.language, config, name),
+  };
 }
 
 /** What beside parameters may lie in a model file. */
@@ -116,22 +137,22 @@ export async function openModel(
   location: SafetensorsLocation | Safetensors,
   options: OpenModelOptions = {},
 ): Promise<LoadedModel> {
-  checkOptions("openModel", options, ["dtype", "onProgress"]);
+  checkOptions("openModel", options, ["dtype", "onProgress", "grow", "language"]);
   const file = location instanceof Safetensors ? location : await openSafetensors(location);
   let model: STDiT | undefined;
   let codec: Codec | undefined;
   try {
     const { metadata } = file;
-    if (metadata.model === undefined)
-      throw new ConfigError(`model file: ${file.name} holds no configuration; its metadata must have "model" as JSON.`);
-    const config = decodeConfig(metadata.model);
+    let origin = originIn(file);
+    if (options.grow) origin = await growOrigin(origin, options.grow);
+    if (options.language) origin = await languageOrigin(origin, options.language);
     const about = json(metadata, "objective", file.name);
     const objective = about && decodeObjective(about);
     codec = await openCodec(engine, file, json(metadata, "codec", file.name));
     const info = json(metadata, "text", file.name);
-    const encoder = await openText(file, info, config.maxLength);
-    model = new STDiT(engine, config, { dtype: options.dtype });
-    await model.loadStateDict(file, { ignore: BESIDE, onProgress: options.onProgress });
+    const encoder = await openText(file, info, origin.config.maxLength);
+    const { dtype, onProgress } = options;
+    model = await buildModel(engine, origin, { dtype, ignore: BESIDE, onProgress });
     const [m, c] = [model, codec];
     const dispose = () => {
       m.dispose();
@@ -191,6 +212,8 @@ export function modelEntries(content: ModelContent): { entries: SafetensorsEntry
     ...(vectors ? [hostEntry("text.vectors", vectors)] : []),
   ];
   const strings: Record<string, string> = { model: encodeConfig(model.config) };
+  if (model.growth) strings.growth = encodeGrowth(model.growth);
+  if (model.language) strings.language = encodeLanguage(model.language);
   if (objective) strings.objective = JSON.stringify(encodeObjective(objective));
   if (coded) strings.codec = JSON.stringify(coded.info);
   if (text) strings.text = JSON.stringify(text);

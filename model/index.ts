@@ -11,6 +11,7 @@ export {
 } from "./checkpoint.js";
 export { type Codec, type PatchBasis, PCACodec, PixelCodec } from "./codec.js";
 export { type LanguageGate, outChannels, STDIT_XL_2, type STDiTConfig, stditConfig } from "./config.js";
+export { parameterCount } from "./count.js";
 export { ddim, ddimReverse } from "./diffusion/ddim.js";
 export { ddpm } from "./diffusion/ddpm.js";
 export { dpmSolver } from "./diffusion/dpm.js";
@@ -24,7 +25,20 @@ export { Velocity } from "./diffusion/velocity.js";
 export { finalLatent, type Predict, type Step } from "./diffusion/walk.js";
 export { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder, timestepCode } from "./embed.js";
 export { forwardFlops } from "./flops.js";
+export {
+  describeGrowth,
+  type GrowthMode,
+  type GrowthOptions,
+  type GrowthPlan,
+  type GrowthRecord,
+  grow,
+  grownSource,
+  growthPlan,
+  newParameters,
+  setTrained,
+} from "./growth.js";
 export * as init from "./init.js";
+export { addLanguage, type LanguageOptions, type LanguageRecord } from "./language.js";
 export { Conv2d, Conv3dPatch, Embedding, LayerNorm, Linear, type LinearOptions, Mlp, type Patch } from "./layers.js";
 export {
   encodeLlamaConfig,
@@ -62,3 +76,4 @@ export type { Encoded, TextEncoder } from "./text/encoder.js";
 export { encoderOf } from "./text/open.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";
 export { WordEncoder, type WordEncoderOptions } from "./text/words.js";
+export { StateView } from "./view.js";

@@ -17,6 +17,7 @@ import {
   type SafetensorsDtype,
   type SafetensorsEntry,
 } from "./safetensors.js";
+import { type PlainSource, type StatePart, type StateView, shapeOf, viewOf } from "./view.js";
 
 /** Numbers on the host with their shape. */
 export interface HostTensor {
@@ -25,7 +26,7 @@ export interface HostTensor {
 }
 
 /** Where parameters may be loaded from. */
-export type StateSource = Safetensors | Readonly<Record<string, Tensor | HostTensor>>;
+export type StateSource = PlainSource | StateView;
 
 export interface LoadOptions {
   /** Refuse missing and unexpected names; shapes must agree in any case. Default true. */
@@ -70,20 +71,14 @@ const IN_FLIGHT = 64 << 20;
 const few = (names: readonly string[]) =>
   `${names.slice(0, 8).join(", ")}${names.length > 8 ? ` and ${names.length - 8} more` : ""}`;
 
-function shapesOf(source: StateSource): Map<string, Shape> {
-  return source instanceof Safetensors
-    ? new Map(Array.from(source.tensors, ([name, info]) => [name, info.shape]))
-    : new Map(Object.entries(source).map(([name, t]) => [name, t.shape]));
-}
-
 /** Pairs names and shapes of both sides; throws StateError where they do not fit. */
-function match(state: Readonly<Record<string, Tensor>>, source: StateSource, options: LoadOptions): LoadReport {
+function match(state: Readonly<Record<string, Tensor>>, view: StateView, options: LoadOptions): LoadReport {
   const { strict = true, prefix = "", ignore = [] } = options;
   const given = new Map<string, Shape>();
-  for (const [name, shape] of shapesOf(source)) {
+  for (const [name, part] of view.parts) {
     if (!name.startsWith(prefix)) continue;
     const short = name.slice(prefix.length);
-    if (!ignore.some((i) => short === i || (i.endsWith(".") && short.startsWith(i)))) given.set(short, shape);
+    if (!ignore.some((i) => short === i || (i.endsWith(".") && short.startsWith(i)))) given.set(short, shapeOf(part));
   }
   const own = Object.keys(state);
   const missing = own.filter((name) => !given.has(name));
@@ -105,9 +100,8 @@ function match(state: Readonly<Record<string, Tensor>>, source: StateSource, opt
       `of another shape: ${few(mismatched.map((name) => `${name} is [${given.get(name)!.join(", ")}], the model's is [${state[name].shape.join(", ")}]`))}`,
     );
   if (lines.length) {
-    const name = source instanceof Safetensors ? source.name : "the given tensors";
     throw new StateError(
-      `loadStateDict: ${name} does not fit the model (${own.length} tensors, ${loaded.length} found):\n  ${lines.join("\n  ")}`,
+      `loadStateDict: ${view.name} does not fit the model (${own.length} tensors, ${loaded.length} found):\n  ${lines.join("\n  ")}`,
       missing,
       unexpected,
       mismatched,
@@ -159,6 +153,45 @@ function overwrite(t: Tensor, from: Tensor): void {
   });
 }
 
+/** Gives `t` host numbers, a chunk at a time. */
+function upload(t: Tensor, { data }: HostTensor, name: string): void {
+  const { engine } = t;
+  const values = ArrayBuffer.isView(data) ? data : Float64Array.from(data);
+  if (values.length !== t.size)
+    throw new EspalierError(`loadStateDict: "${name}" has ${values.length} numbers for [${t.shape.join(", ")}].`);
+  for (let at = 0; at < t.size; at += STEP) {
+    const part = piece(t, at, Math.min(STEP, t.size - at));
+    engine.write(part, encode(values.subarray(at, at + part.size), t.dtype));
+    part.dispose();
+  }
+}
+
+/** Gives `t` the values of a part; `uploaded` is told of every chunk of a file and may wait. */
+async function fill(t: Tensor, part: StatePart, uploaded: (bytes: number) => Promise<void>): Promise<void> {
+  const { engine } = t;
+  if ("make" in part) {
+    const { make, shape } = part;
+    const draw = () => (make === "zeros" ? engine.zeros([1]) : make(engine, shape, t.dtype));
+    const drawn = engine.noGrad(() => engine.scope(draw));
+    overwrite(t, drawn);
+    drawn.dispose();
+    return;
+  }
+  const { from, name } = part;
+  if (from instanceof Safetensors) {
+    const { dtype } = from.info(name);
+    const width = DTYPE_BYTES[dtype];
+    for await (const { offset, data } of from.readInto(name, CHUNK)) {
+      write(engine, t, offset / width, data.length / width, data, dtype);
+      await uploaded(data.length);
+    }
+    return;
+  }
+  const given = from[name];
+  if (given instanceof Tensor) overwrite(t, given);
+  else upload(t, given, name);
+}
+
 /** Fills `state` from `source`; see `Module.loadStateDict`. */
 export async function loadTensors(
   engine: Engine,
@@ -166,39 +199,22 @@ export async function loadTensors(
   source: StateSource,
   options: LoadOptions = {},
 ): Promise<LoadReport> {
-  const report = match(state, source, options);
+  const view = viewOf(source);
+  const report = match(state, view, options);
   const { prefix = "", onProgress } = options;
   const total = report.loaded.reduce((n, name) => n + state[name].bytes, 0);
   let done = 0;
   let waiting = 0;
+  const uploaded = async (bytes: number) => {
+    waiting += bytes;
+    // Without a wait the driver would hold a staging copy of every chunk at once.
+    if (waiting < IN_FLIGHT) return;
+    await engine.finish();
+    waiting = 0;
+  };
   for (const name of report.loaded) {
     const t = state[name].check("loadStateDict");
-    if (source instanceof Safetensors) {
-      const { dtype } = source.info(prefix + name);
-      const width = DTYPE_BYTES[dtype];
-      for await (const { offset, data } of source.readInto(prefix + name, CHUNK)) {
-        write(engine, t, offset / width, data.length / width, data, dtype);
-        waiting += data.length;
-        // Without a wait the driver would hold a staging copy of every chunk at once.
-        if (waiting >= IN_FLIGHT) {
-          await engine.finish();
-          waiting = 0;
-        }
-      }
-    } else {
-      const from = source[prefix + name];
-      if (from instanceof Tensor) overwrite(t, from);
-      else {
-        const values = ArrayBuffer.isView(from.data) ? from.data : Float64Array.from(from.data);
-        if (values.length !== t.size)
-          throw new EspalierError(`loadStateDict: "${name}" has ${values.length} numbers for [${t.shape.join(", ")}].`);
-        for (let at = 0; at < t.size; at += STEP) {
-          const part = piece(t, at, Math.min(STEP, t.size - at));
-          engine.write(part, encode(values.subarray(at, at + part.size), t.dtype));
-          part.dispose();
-        }
-      }
-    }
+    await fill(t, view.parts.get(prefix + name)!, uploaded);
     done += t.bytes;
     onProgress?.(done, total);
   }

@@ -13,7 +13,9 @@ import {
 import { FinalLayer, type LanguageInput, STDiTBlock } from "./block.js";
 import { outChannels, type STDiTConfig, stditConfig } from "./config.js";
 import { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder } from "./embed.js";
+import type { GrowthRecord } from "./growth.js";
 import { biasUniform, normal, xavierUniform, zeros } from "./init.js";
+import type { LanguageRecord } from "./language.js";
 import { Conv3dPatch, Linear } from "./layers.js";
 import { Module, type ModuleOptions } from "./module.js";
 
@@ -80,6 +82,10 @@ export class STDiT extends Module {
   readonly posEmbedTemporal: Tensor;
   /** Re-runs each block in backward instead of keeping its activations: less memory, more time, the same numbers. */
   checkpointBlocks = false;
+  /** Which blocks are copies of which; undefined for a model that never grew. */
+  growth: GrowthRecord | undefined;
+  /** How its language branch began; undefined without one, or with one from the start. */
+  language: LanguageRecord | undefined;
   readonly #tables = new Map<string, Tensor>();
   #scaleOnes: Tensor | undefined;
 
