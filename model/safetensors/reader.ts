@@ -140,7 +140,8 @@ function isSource(location: SafetensorsLocation): location is ByteSource {
   return typeof location === "object" && "read" in location && "size" in location;
 }
 
-async function toSource(location: SafetensorsLocation): Promise<ByteSource> {
+/** Opens any kind of location for reading in ranges. */
+export async function toSource(location: SafetensorsLocation): Promise<ByteSource> {
   if (typeof location === "string" || location instanceof URL) return openFile(location);
   if (location instanceof Uint8Array || location instanceof ArrayBuffer) return memorySource(location);
   if (isSource(location)) return location;
