@@ -1,4 +1,4 @@
-import { ConfigError, checkOptions, type DType, type Engine, type Tensor } from "../engine/index.js";
+import { ConfigError, checkOptions, type DType, type Engine, Tensor } from "../engine/index.js";
 import { type Codec, PCACodec, PixelCodec } from "./codec.js";
 import { decodeConfig, encodeConfig } from "./config.js";
 import { Flow } from "./diffusion/flow.js";
@@ -22,6 +22,7 @@ import { type HostTensor, type LoadOptions, saveTensors } from "./state.js";
 import type { STDiT } from "./stdit.js";
 import type { TextEncoder } from "./text/encoder.js";
 import { VocabularyEncoder } from "./text/vocabulary.js";
+import { openVaeCodec } from "./vae/open.js";
 
 type Info = Record<string, unknown>;
 
@@ -77,11 +78,21 @@ export function decodeObjective(info: Info): Objective {
   throw new ConfigError(`objective: unknown type ${JSON.stringify(type)}; known are rectified-flow, iddpm, v.`);
 }
 
-async function openCodec(engine: Engine, file: Safetensors, info: Info | undefined): Promise<Codec | undefined> {
-  if (info === undefined) return undefined;
+async function openCodec(
+  engine: Engine,
+  file: Safetensors,
+  info: Info | undefined,
+  given: Codec | undefined,
+): Promise<Codec | undefined> {
+  if (info?.type === "vae") return openVaeCodec(engine, file, info, given);
+  if (info === undefined) return given;
+  if (given)
+    throw new ConfigError(`codec: ${file.name} has its own codec, of type ${JSON.stringify(info.type)}; give none.`);
   if (info.type === "pixels") return new PixelCodec();
   if (info.type !== "pca")
-    throw new ConfigError(`codec: unknown type ${JSON.stringify(info.type)} in ${file.name}; known are pca, pixels.`);
+    throw new ConfigError(
+      `codec: unknown type ${JSON.stringify(info.type)} in ${file.name}; known are pca, pixels, vae.`,
+    );
   const [mean, basis, scale] = await Promise.all(
     ["mean", "basis", "scale"].map((name) => file.float32(`codec.${name}`)),
   );
@@ -108,6 +119,8 @@ export interface OpenModelOptions extends Pick<LoadOptions, "onProgress"> {
   grow?: GrowthOptions;
   /** Add a language branch while the model is read, after it has grown. */
   language?: LanguageOptions;
+  /** The codec of a model whose file holds none, such as an autoencoder from `openVae`. It stays the caller's. */
+  codec?: Codec;
 }
 
 /** The model of a file as the file has it. */
@@ -137,7 +150,7 @@ export async function openModel(
   location: SafetensorsLocation | Safetensors,
   options: OpenModelOptions = {},
 ): Promise<LoadedModel> {
-  checkOptions("openModel", options, ["dtype", "onProgress", "grow", "language"]);
+  checkOptions("openModel", options, ["dtype", "onProgress", "grow", "language", "codec"]);
   const file = location instanceof Safetensors ? location : await openSafetensors(location);
   let model: STDiT | undefined;
   let codec: Codec | undefined;
@@ -148,7 +161,11 @@ export async function openModel(
     if (options.language) origin = await languageOrigin(origin, options.language);
     const about = json(metadata, "objective", file.name);
     const objective = about && decodeObjective(about);
-    codec = await openCodec(engine, file, json(metadata, "codec", file.name));
+    codec = await openCodec(engine, file, json(metadata, "codec", file.name), options.codec);
+    if (options.codec && options.codec.channels !== origin.config.inChannels)
+      throw new ConfigError(
+        `codec: latents of ${options.codec.channels} channels do not fit ${file.name}, whose model takes ${origin.config.inChannels}; give the codec that it was trained with.`,
+      );
     const info = json(metadata, "text", file.name);
     const encoder = await openText(file, info, origin.config.maxLength);
     const { dtype, onProgress } = options;
@@ -156,12 +173,12 @@ export async function openModel(
     const [m, c] = [model, codec];
     const dispose = () => {
       m.dispose();
-      c?.dispose();
+      if (c !== options.codec) c?.dispose();
     };
     return { model, codec, objective, text: { info, encoder }, metadata, dispose };
   } catch (error) {
     model?.dispose();
-    codec?.dispose();
+    if (codec !== options.codec) codec?.dispose();
     throw error;
   } finally {
     if (file !== location) await file.close();
@@ -208,7 +225,9 @@ export function modelEntries(content: ModelContent): { entries: SafetensorsEntry
   const coded = codec?.state();
   const entries = [
     ...saveTensors(model.engine, { ...own, ...weights }),
-    ...Object.entries(coded?.tensors ?? {}).map(([name, t]) => hostEntry(`codec.${name}`, t)),
+    ...Object.entries(coded?.tensors ?? {}).flatMap(([name, t]) =>
+      t instanceof Tensor ? saveTensors(t.engine, { [name]: t }, "codec.") : hostEntry(`codec.${name}`, t),
+    ),
     ...(vectors ? [hostEntry("text.vectors", vectors)] : []),
   ];
   const strings: Record<string, string> = { model: encodeConfig(model.config) };

@@ -1,4 +1,13 @@
-import { ConfigError, clamp, type Engine, linear, type Shape, ShapeError, type Tensor } from "../engine/index.js";
+import {
+  ConfigError,
+  clamp,
+  type Engine,
+  type Key,
+  linear,
+  type Shape,
+  ShapeError,
+  type Tensor,
+} from "../engine/index.js";
 import type { HostTensor } from "./state.js";
 
 /** Turns videos into latents and back. Its numbers travel in the model's checkpoint. */
@@ -10,12 +19,15 @@ export interface Codec {
    * @throws ShapeError when the codec cannot encode such a video
    */
   latentShape(video: Shape): [batch: number, channels: number, frames: number, rows: number, columns: number];
-  /** [B, 3, T, H, W] in [-1, 1] to a latent, f32. */
-  encode(video: Tensor): Tensor;
+  /**
+   * [B, 3, T, H, W] in [-1, 1] to a latent, f32.
+   * @param keys one for each clip, for codecs whose latents are samples; others take no notice
+   */
+  encode(video: Tensor, keys?: readonly Key[]): Tensor;
   /** A latent to [B, 3, T, H, W] in [-1, 1]. */
   decode(latent: Tensor): Tensor;
   /** Numbers by name, and what they mean, as checkpoints hold them. */
-  state(): { tensors: Record<string, HostTensor>; info: Record<string, unknown> };
+  state(): { tensors: Record<string, HostTensor | Tensor>; info: Record<string, unknown> };
   dispose(): void;
 }
 

@@ -51,6 +51,7 @@ export {
 export { LlamaAttention, LlamaLayer, LlamaMlp, RmsNorm } from "./llama/layer.js";
 export { Llama, type LlamaInit, LlamaModel } from "./llama/llama.js";
 export { type Hook, Module, type ModuleOptions, type TableRow } from "./module.js";
+export { isPickle, refusePickle } from "./pickle.js";
 export {
   type Pipeline,
   type Progress,
@@ -76,4 +77,8 @@ export type { Encoded, TextEncoder } from "./text/encoder.js";
 export { encoderOf } from "./text/open.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";
 export { WordEncoder, type WordEncoderOptions } from "./text/words.js";
+export { VAECodec, type VaeCodecOptions } from "./vae/codec.js";
+export { encodeVaeConfig, SD_VAE, type VaeConfig, vaeConfig, vaeConfigOf } from "./vae/config.js";
+export { type OpenVaeOptions, openVae, saveVae, vaeFingerprint } from "./vae/open.js";
+export { AutoencoderKL, klDivergence, type Moments, VaeDecoder, VaeEncoder, type VaeParts } from "./vae/vae.js";
 export { StateView } from "./view.js";
