@@ -1,5 +1,6 @@
 import { ConfigError, type Engine } from "../engine/index.js";
 import { openModel } from "../model/checkpoint.js";
+import { grow, setTrained } from "../model/growth.js";
 import type { Safetensors } from "../model/safetensors.js";
 import type { STDiT } from "../model/stdit.js";
 import { encoderOf } from "../model/text/open.js";
@@ -29,12 +30,41 @@ export async function openSetup(engine: Engine, location: string | Safetensors):
   }
 }
 
+/** @throws ConfigError when the data's clips are not of the size that the model was trained on */
+function checkSize(config: Config, { model, codec }: Setup): void {
+  const { frames, size } = config.data;
+  const [, , T, h, w] = codec.latentShape([1, 3, frames, size, size]);
+  const { frames: own, latent } = model.config;
+  if (T !== own || h !== latent[0] || w !== latent[1])
+    throw new ConfigError(
+      `train: clips of ${frames} frames of ${size} x ${size} have latents of ${T} x ${h} x ${w}: ${config.model.from} was trained on ${own} x ${latent.join(" x ")}; change data.frames and data.size`,
+    );
+}
+
 /** `model.from` as the configuration wants it: grown, with a language branch, with adapters. */
 export async function continuedSetup(engine: Engine, config: Config): Promise<Setup> {
+  const { grow: growth } = config;
   const setup = await openSetup(engine, config.model.from!);
-  chooseTrained(setup.model, config);
-  return setup;
+  const replace = (next: STDiT) => {
+    setup.model.dispose();
+    setup.model = next;
+  };
+  const dispose = () => {
+    setup.model.dispose();
+    setup.codec.dispose();
+  };
+  try {
+    checkSize(config, setup);
+    if (growth.mode !== "none") replace(await grow(setup.model, { mode: growth.mode, blocks: growth.blocks! }));
+    chooseTrained(setup.model, config);
+    return { ...setup, dispose };
+  } catch (error) {
+    dispose();
+    throw error;
+  }
 }
 
 /** Freezes what the configuration leaves out of training. */
-export function chooseTrained(_model: STDiT, _config: Config): void {}
+export function chooseTrained(model: STDiT, config: Config): void {
+  if (config.lora.pattern === undefined) setTrained(model, config.train.scope);
+}

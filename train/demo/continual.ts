@@ -2,7 +2,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
-const describeGrowth = (_: unknown) => "";
+import { describeGrowth } from "../../model/growth.js";
 
 import { sample } from "../../model/pipeline.js";
 import { secondsPerStep } from "../calibrate.js";
