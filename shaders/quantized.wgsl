@@ -7,8 +7,8 @@
 // Entry points:
 //   naive   an invocation owns one element of y. The plain text of the formula.
 //   few     for few rows of x: a workgroup owns COLUMNS columns x ROWS rows; SHARERS invocations share a column's k and
-//           meet in workgroup memory. Codes are loaded by four words, x by four values.
-//   unpack  w[j, k] = scale · q as numbers, for a band of rows and a range of k: an invocation owns one word
+//           meet in workgroup memory. x is loaded by four values.
+//   unpack  w[j, k] = scale · q as numbers, for a band of rows and a range of k: an invocation owns 32 values
 //   scales  the scale of one group of w, an invocation each
 //   pack    the codes of w under those scales: an invocation owns one word
 // Limits assumed: 256 invocations, 8 KiB of workgroup memory.
@@ -84,10 +84,7 @@ fn naive(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
 
 // x[row, k … k + 3] with zeros beyond the end of a row; one load where k divides by 4.
 fn x_at(row: u32, k: u32) -> vec4<f32> { return vec4<f32>(x4[(row * p.k + k) / 4u]); } // param
-fn x_one(row: u32, k: u32) -> f32 {
-  if (k < p.k) { return f32(x[row * p.k + k]); }
-  return 0.0;
-}
+fn x_one(row: u32, k: u32) -> f32 { return select(0.0, f32(x[row * p.k + min(k, p.k - 1u)]), k < p.k); }
 
 var<workgroup> parts: array<f32, ROWS * WG>;
 
@@ -101,22 +98,15 @@ fn few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: ve
   // Beyond an edge the last row or column is read again, and dropped when y is written.
   let held = min(column, p.n - 1u);
   let row0 = wg.z * ROWS;
-  let quads = p.words / 4u;
   var sum: array<f32, ROWS>;
-  for (var q = slice; q < quads; q += SHARERS) {
-    let packed = codes4[held * quads + q];
-    // Written out: one compiler zeroes a variable without a value once, not in every turn.
-    var part = array<f32, ROWS>();
-    for (var c = 0u; c < 4u; c++) {
-      for (var h = 0u; h < PER; h += 4u) {
-        let w = quad(packed[c], h * BITS);
-        let k = (q * 4u + c) * PER + h;
-        for (var r = 0u; r < ROWS; r++) { part[r] += dot(x_at(min(row0 + r, p.m - 1u), k), w); }
-      }
-    }
+  for (var word = slice; word < p.words; word += SHARERS) {
+    let packed = codes[held * p.words + word];
     var s = 1.0;
-    if (!ONE_GROUP) { s = f32(scale[held * p.groups + q * 4u * PER / p.group]); }
-    for (var r = 0u; r < ROWS; r++) { sum[r] = fma(part[r], s, sum[r]); }
+    if (!ONE_GROUP) { s = f32(scale[held * p.groups + word * PER / p.group]); }
+    for (var h = 0u; h < PER; h += 4u) {
+      let w = s * quad(packed, h * BITS);
+      for (var r = 0u; r < ROWS; r++) { sum[r] += dot(x_at(min(row0 + r, p.m - 1u), word * PER + h), w); }
+    }
   }
   if (ONE_GROUP) {
     let s = f32(scale[held]);
@@ -145,12 +135,17 @@ fn few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: ve
 fn unpack(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
   let i = (wg.y * groups.x + wg.x) * WG + lid;
   if (i >= p.count) { return; }
-  let across = p.pitch / PER;
+  let across = p.pitch / 32u;
   let row = p.row + i / across;
-  let k = p.begin + i % across * PER;
-  let word = codes[row * p.words + k / PER];
+  let k = p.begin + i % across * 32u;
   let s = f32(scale[row * p.groups + k / p.group]);
-  for (var h = 0u; h < PER; h += 4u) { w4[(i * PER + h) / 4u] = vec4<T>(s * quad(word, h * BITS)); }
+  let first = (row * p.words + k / PER) / 4u;
+  for (var q = 0u; q < 8u / PER; q++) {
+    let packed = codes4[first + q];
+    for (var c = 0u; c < 4u; c++) {
+      for (var h = 0u; h < PER; h += 4u) { w4[i * 8u + ((q * 4u + c) * PER + h) / 4u] = vec4<T>(s * quad(packed[c], h * BITS)); }
+    }
+  }
 }
 
 // Largest magnitude of the codes that a scale aims at, and the codes' limits.

@@ -2,7 +2,7 @@ import source from "../../shaders/quantized.wgsl";
 import { bytesOf, type DType } from "../dtype.js";
 import type { Engine } from "../engine.js";
 import { ConfigError, checkOptions, DTypeError, ShapeError } from "../errors.js";
-import { type Kernel, kernel, type Params, type Settings } from "../kernel.js";
+import { kernel, type Params, type Settings } from "../kernel.js";
 import { needFloat, op, sameDType } from "../op.js";
 import { type Shape, show, sizeOf } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
@@ -39,8 +39,11 @@ export function quantizedShapes(outputs: number, inputs: number, form: Quantized
   return { codes: [outputs, words], scale: [outputs, Math.ceil(inputs / groupOf(inputs, form))] };
 }
 
-/** How a product is computed; `few` and `bands` differ in speed only. */
-export type QuantizedPlan = "naive" | "few" | "bands";
+/**
+ * How a product is computed. `columns` and `shared` unpack codes where they are used: by one invocation for each column,
+ * or with a column's k shared out. `bands` unpacks a part of the weight at a time and takes ordinary products.
+ */
+export type QuantizedPlan = "naive" | "columns" | "shared" | "bands";
 
 /** Bytes that the unpacked part of a weight may take at a time. */
 const BAND = 32 << 20;
@@ -55,8 +58,14 @@ interface Attrs {
 
 const rowsOf = (t: Tensor): Tensor => (t.rank === 2 ? t : reshape(t, [sizeOf(t.shape.slice(0, -1)), t.shape.at(-1)!]));
 
-/** Up to so many rows, codes are unpacked where they are used; beyond, once for all rows. */
-const fewRows = (engine: Engine) => (engine.kind === "software" ? 16 : 32);
+/**
+ * For few rows codes are unpacked where they are used, else once for all rows. On lavapipe unpacking costs as much as a
+ * product of some ten rows, but invocations that share loads are slow, and code for many rows takes seconds to compile.
+ */
+function planOf(engine: Engine, rows: number): QuantizedPlan {
+  if (engine.kind === "software") return rows <= 2 ? "columns" : "bands";
+  return rows <= 16 ? "shared" : "bands";
+}
 
 function paramsOf(m: number, n: number, k: number, codes: Tensor, scale: Tensor, form: QuantizedForm): Params {
   const [words, groups] = [codes.shape[1], scale.shape[1]];
@@ -77,25 +86,19 @@ function unpack(
   const pitch = blocks(width);
   const w4 = engine.empty([rows, pitch], dtype, "linearQuantized");
   const k = kernel("quantized", source, "unpack", { T: dtype, TS: scale.dtype, BITS: form.bits });
-  const count = (rows * pitch * form.bits) / 32;
+  const count = (rows * pitch) / BLOCK;
   const params = { ...paramsOf(0, 0, inputs, codes, scale, form), count, row, begin: from, pitch };
-  engine.launch(k, { codes, scale, w4 }, params, Math.ceil(count / 64));
+  engine.launch(k, { codes4: codes, scale, w4 }, params, Math.ceil(count / 64));
   return w4;
 }
 
-/** The kernel for few rows. GPUs share a column's k among invocations; on processors each lane has a column of its own. */
-function fewKernel(
-  engine: Engine,
-  m: number,
-  k: number,
-  types: Settings,
-  ones: boolean,
-): { kernel: Kernel; rows: number; columns: number } {
-  const rows = m === 1 ? 1 : m === 2 ? 2 : m <= 4 ? 4 : 8;
-  const software = engine.kind === "software";
-  const columns = software ? 8 : 4;
+/** The kernel for few rows, with the rows and columns that a workgroup owns. */
+function fewKernel(m: number, k: number, plan: QuantizedPlan, types: Settings) {
+  const most = plan === "columns" ? 2 : 8;
+  const rows = [1, 2, 4].find((n) => n >= Math.min(m, most)) ?? most;
+  const columns = plan === "columns" ? 8 : 4;
   const one = (i: number) => `x_one(row, k + ${i}u)`;
-  const settings: Settings = { ...types, ROWS: rows, COLUMNS: columns, WG: software ? 8 : 64, ONE_GROUP: `${ones}` };
+  const settings: Settings = { ...types, ROWS: rows, COLUMNS: columns, WG: plan === "columns" ? 8 : 64 };
   if (k % 4) settings.x_at = `return vec4<f32>(${[0, 1, 2, 3].map(one).join(", ")});`;
   else if (k % BLOCK)
     settings.x_at = "return select(vec4<f32>(), vec4<f32>(x4[(row * p.k + min(k, p.k - 4u)) / 4u]), k < p.k);";
@@ -108,7 +111,7 @@ function forward(y: Tensor, x: Tensor, codes: Tensor, scale: Tensor, bias: Tenso
   const { form, activation } = attrs;
   const [m, k] = x.shape;
   const n = codes.shape[0];
-  const plan = attrs.plan ?? (m <= fewRows(engine) ? "few" : "bands");
+  const plan = attrs.plan ?? planOf(engine, m);
   if (plan === "bands") {
     const rows = Math.max(STEP, Math.floor(BAND / (blocks(k) * bytesOf(x.dtype)) / STEP) * STEP);
     for (let row = 0; row < n; row += rows) {
@@ -135,8 +138,15 @@ function forward(y: Tensor, x: Tensor, codes: Tensor, scale: Tensor, bias: Tenso
     engine.launch(naive, { x, codes, scale, bias: spread, y }, { ...params, count: y.size }, Math.ceil(y.size / 64));
     return;
   }
-  const { kernel: few, rows, columns } = fewKernel(engine, m, k, types, scale.shape[1] === 1);
-  const tensors: Record<string, Tensor | ReturnType<typeof strided>> = { codes4: codes, scale, bias: spread, y };
+  const {
+    kernel: few,
+    rows,
+    columns,
+  } = fewKernel(m, k, plan, {
+    ...types,
+    ONE_GROUP: `${scale.shape[1] === 1}`,
+  });
+  const tensors: Record<string, Tensor | ReturnType<typeof strided>> = { codes, scale, bias: spread, y };
   for (const { name } of few.bindings) if (name === "x" || name === "x4") tensors[name] = x;
   const count = Math.ceil(n / columns);
   const most = engine.limits.maxComputeWorkgroupsPerDimension;
