@@ -50,7 +50,19 @@ export {
 } from "./llama/config.js";
 export { LlamaAttention, LlamaLayer, LlamaMlp, RmsNorm } from "./llama/layer.js";
 export { Llama, type LlamaInit, LlamaModel } from "./llama/llama.js";
+export {
+  addLora,
+  baseState,
+  type LoraConfig,
+  type LoraOptions,
+  loadBase,
+  loraConfig,
+  mergeLora,
+  removeLora,
+  unmergeLora,
+} from "./lora.js";
 export { type Hook, Module, type ModuleOptions, type TableRow } from "./module.js";
+export { loadLora, loraState, saveLora } from "./peft/file.js";
 export { isPickle, refusePickle } from "./pickle.js";
 export {
   type Pipeline,
@@ -78,7 +90,8 @@ export { encoderOf } from "./text/open.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";
 export { WordEncoder, type WordEncoderOptions } from "./text/words.js";
 export { VAECodec, type VaeCodecOptions } from "./vae/codec.js";
+export { VaeDecoder, VaeEncoder } from "./vae/coders.js";
 export { encodeVaeConfig, SD_VAE, type VaeConfig, vaeConfig, vaeConfigOf } from "./vae/config.js";
 export { type OpenVaeOptions, openVae, saveVae, vaeFingerprint } from "./vae/open.js";
-export { AutoencoderKL, klDivergence, type Moments, VaeDecoder, VaeEncoder, type VaeParts } from "./vae/vae.js";
+export { AutoencoderKL, klDivergence, type Moments, type VaeParts } from "./vae/vae.js";
 export { StateView } from "./view.js";

@@ -54,12 +54,18 @@ async function textOf(location: string): Promise<string | undefined> {
 
 const within = (folder: string, file: string) => `${folder.replace(/\/+$/, "")}/${file}`;
 
+/** A file that is open, and the text of its configuration. */
+interface Found {
+  file: Safetensors;
+  config: string | undefined;
+}
+
 /** The weights of a diffusers folder and its config.json. */
-async function openFolder(folder: string): Promise<{ file: Safetensors; config: string | undefined }> {
+async function openFolder(folder: string): Promise<Found> {
+  const config = await textOf(within(folder, "config.json"));
   for (const name of WEIGHTS)
     try {
-      const file = await openSafetensors(within(folder, name));
-      return { file, config: await textOf(within(folder, "config.json")) };
+      return { file: await openSafetensors(within(folder, name)), config };
     } catch (error) {
       if (!isMissing(error)) throw error;
     }
@@ -81,18 +87,16 @@ async function exists(location: string): Promise<boolean> {
 }
 
 /** File and configuration of a location: a folder, a whole pipeline's folder, or a file with a config.json beside. */
-async function find(location: SafetensorsLocation): Promise<{ file: Safetensors; config: string | undefined }> {
-  if (typeof location !== "string" && !(location instanceof URL))
-    return { file: await openSafetensors(location), config: undefined };
-  const path = String(location);
-  if (isPickle(path)) refusePickle("vae", path);
-  if (/\.(safetensors|index\.json)$/i.test(path)) {
-    const file = await openSafetensors(location);
-    const own = file.metadata.vae;
-    return { file, config: own ?? (await textOf(siblingOf(path, "config.json"))) };
+async function find(location: SafetensorsLocation): Promise<Found> {
+  const path = typeof location === "string" || location instanceof URL ? String(location) : undefined;
+  if (path !== undefined && isPickle(path)) refusePickle("vae", path);
+  if (path !== undefined && !/\.(safetensors|index\.json)$/i.test(path)) {
+    const isPipeline = await exists(within(path, "model_index.json"));
+    return openFolder(isPipeline ? within(path, "vae") : path);
   }
-  const isPipeline = await exists(within(path, "model_index.json"));
-  return openFolder(isPipeline ? within(path, "vae") : path);
+  const beside = path && (await textOf(siblingOf(path, "config.json")));
+  const file = await openSafetensors(location);
+  return { file, config: file.metadata.vae ?? beside };
 }
 
 /** FNV-1a over the text of a checkpoint's names, shapes and first numbers. */
