@@ -3,7 +3,6 @@ import {
   ConfigError,
   chunk,
   type Engine,
-  linear,
   matmul,
   scaledDotProductAttention,
   softmax,
@@ -124,7 +123,7 @@ export class CrossAttention extends Module {
     const a = scaledDotProductAttention(q, k, v, { mask }); // [B, h, N, d]
     if (!gates) return this.proj.forward(a.permute([0, 2, 1, 3]).reshape(x.shape)); // [B, ..., C]
     const gated = a.mul(gates.reshape([heads, 1, 1])); // [B, h, N, d]
-    const joined = linear(gated.permute([0, 2, 1, 3]).reshape(x.shape), this.proj.weight); // [B, ..., C]
+    const joined = this.proj.product(gated.permute([0, 2, 1, 3]).reshape(x.shape)); // [B, ..., C]
     return add(joined, this.proj.bias!.mul(gates.mean())); // [B, ..., C]
   }
 }

@@ -8,7 +8,9 @@ import { Velocity } from "./diffusion/velocity.js";
 import type { ByteSink } from "./files/source.js";
 import { decodeGrowth, encodeGrowth, type GrowthOptions, growOrigin } from "./growth.js";
 import { decodeLanguage, encodeLanguage, type LanguageOptions, languageOrigin } from "./language.js";
-import { buildModel, type Origin } from "./origin.js";
+import { baseState, isMerged, loraConfig } from "./lora.js";
+import { buildModel, needPlain, type Origin } from "./origin.js";
+import { decodeLora, encodeLora } from "./peft/config.js";
 import {
   encodeFloat32,
   openSafetensors,
@@ -134,6 +136,7 @@ function originIn(file: Safetensors): Origin {
     source: file,
     growth: metadata.growth === undefined ? undefined : decodeGrowth(metadata.growth, config.depth, name),
     language: metadata.language === undefined ? undefined : decodeLanguage(metadata.language, config, name),
+    lora: metadata.lora === undefined ? undefined : decodeLora(metadata.lora, name),
   };
 }
 
@@ -157,6 +160,7 @@ export async function openModel(
   try {
     const { metadata } = file;
     let origin = originIn(file);
+    if (options.grow || options.language) needPlain(`model file ${file.name}`, origin.lora !== undefined);
     if (options.grow) origin = await growOrigin(origin, options.grow);
     if (options.language) origin = await languageOrigin(origin, options.language);
     const about = json(metadata, "objective", file.name);
@@ -195,6 +199,8 @@ export interface ModelContent {
   vectors?: HostTensor;
   /** Tensors to write instead of the model's own of the same name: averaged weights. */
   weights?: Readonly<Record<string, Tensor>>;
+  /** False leaves adapters (LoRA) out: the base alone, as a plain model. Default true. */
+  adapters?: boolean;
   /** Further strings for the metadata. */
   metadata?: Readonly<Record<string, string>>;
 }
@@ -211,8 +217,9 @@ const hostEntry = (name: string, { shape, data }: HostTensor): SafetensorsEntry 
  * @throws ConfigError when averaged weights do not belong to the model or a metadata key is taken
  */
 export function modelEntries(content: ModelContent): { entries: SafetensorsEntry[]; metadata: Record<string, string> } {
-  const { model, codec, objective, text, vectors, weights = {}, metadata = {} } = content;
-  const own = model.stateDict();
+  const { model, codec, objective, text, vectors, weights = {}, adapters = true, metadata = {} } = content;
+  const own = adapters ? model.stateDict() : baseState(model);
+  const lora = adapters && !isMerged(model) ? loraConfig(model) : undefined;
   for (const [name, t] of Object.entries(weights))
     if (!own[name] || `${own[name].shape}` !== `${t.shape}`)
       throw new ConfigError(
@@ -233,6 +240,7 @@ export function modelEntries(content: ModelContent): { entries: SafetensorsEntry
   const strings: Record<string, string> = { model: encodeConfig(model.config) };
   if (model.growth) strings.growth = encodeGrowth(model.growth);
   if (model.language) strings.language = encodeLanguage(model.language);
+  if (lora) strings.lora = encodeLora(lora);
   if (objective) strings.objective = JSON.stringify(encodeObjective(objective));
   if (coded) strings.codec = JSON.stringify(coded.info);
   if (text) strings.text = JSON.stringify(text);

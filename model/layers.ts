@@ -1,15 +1,18 @@
 import {
   type Activation,
+  add,
   conv2d,
   type Engine,
   embedding,
   geluTanh,
   layerNorm,
   linear,
+  matmul,
   reshape,
   ShapeError,
   silu,
   type Tensor,
+  to,
 } from "../engine/index.js";
 import { type Init, normal, ones, xavierUniform, zeros } from "./init.js";
 import { Module, type ModuleOptions } from "./module.js";
@@ -23,10 +26,27 @@ export interface LinearOptions extends ModuleOptions {
   biasInit?: Init;
 }
 
-/** y = x Wᵀ + b over the last axis; weight [out, in]. */
+/** A low-rank addition to a linear layer: a [rank, in] and b [out, rank], counted alpha / rank times. */
+export interface Adapter {
+  a: Linear;
+  b: Linear;
+  alpha: number;
+}
+
+/**
+ * y = x Wᵀ + b over the last axis; weight [out, in]. With an adapter (see `addLora`) alpha / rank · (x Aᵀ) Bᵀ is added,
+ * computed in the adapter's dtype.
+ */
 export class Linear extends Module {
-  readonly weight: Tensor;
+  static override readonly names = { loraA: "lora_A", loraB: "lora_B" };
+  /** Another tensor while an adapter is merged into it. */
+  weight: Tensor;
   readonly bias?: Tensor;
+  loraA?: Linear;
+  loraB?: Linear;
+  loraAlpha = 0;
+  /** The weight without its adapter, while that is merged into `weight`. */
+  loraBase?: Tensor;
 
   constructor(engine: Engine, inputs: number, outputs: number, options: LinearOptions = {}) {
     super(engine);
@@ -40,9 +60,64 @@ export class Linear extends Module {
    * of its own: backward would otherwise have to repeat the product.
    */
   forward(x: Tensor, activation: Activation = "none"): Tensor {
-    if (activation === "none" || !this.engine.recording) return linear(x, this.weight, this.bias, activation); // [..., out]
-    const y = linear(x, this.weight, this.bias); // [..., out]
+    const alone = !this.loraA || this.loraBase;
+    if (alone && (activation === "none" || !this.engine.recording))
+      return linear(x, this.weight, this.bias, activation); // [..., out]
+    const y = this.adapted(x, linear(x, this.weight, this.bias)); // [..., out]
+    if (activation === "none") return y; // [..., out]
     return activation === "silu" ? silu(y) : geluTanh(y); // [..., out]
+  }
+
+  /** x Wᵀ with the adapter's share but without the bias, for callers that add the bias in a way of their own. */
+  product(x: Tensor): Tensor {
+    return this.adapted(x, linear(x, this.weight)); // [..., out]
+  }
+
+  private adapted(x: Tensor, y: Tensor): Tensor {
+    const { loraA, loraB } = this;
+    if (!loraA || !loraB || this.loraBase) return y; // [..., out]
+    // Scaled where it is narrow.
+    const low = loraA.forward(to(x, loraA.weight.dtype)).mul(this.loraScale); // [..., rank]
+    return add(y, to(loraB.forward(low), y.dtype)); // [..., out]
+  }
+
+  /** alpha / rank. */
+  private get loraScale(): number {
+    return this.loraAlpha / this.loraA!.weight.shape[0];
+  }
+
+  /** Puts an adapter on, in place of any other, or takes it off. The one before still belongs to whoever made it. */
+  setAdapter(adapter: Adapter | undefined): void {
+    this.loraA = adapter?.a;
+    this.loraB = adapter?.b;
+    this.loraAlpha = adapter?.alpha ?? 0;
+    this.rebind();
+  }
+
+  /** Gives the layer a weight that holds the adapter's share, summed in f32; see `mergeLora`. */
+  mergeAdapter(): void {
+    const { engine, weight, loraA, loraB } = this;
+    if (!loraA || !loraB || this.loraBase) return;
+    const sum = () => {
+      const share = matmul(to(loraB.weight, "f32"), to(loraA.weight, "f32")).mul(this.loraScale); // [out, in]
+      return to(add(to(weight, "f32"), share), weight.dtype); // [out, in]
+    };
+    this.loraBase = this.mark(weight, "aside");
+    this.weight = this.mark(
+      engine.noGrad(() => engine.scope(sum)),
+      "parameter",
+    ).setRequiresGrad(weight.requiresGrad);
+    for (const { weight } of [loraA, loraB]) this.mark(weight, "aside");
+  }
+
+  /** Brings back the weight that `mergeAdapter` set aside: the same memory, so the same bits. */
+  unmergeAdapter(): void {
+    const { loraA, loraB, loraBase } = this;
+    if (!loraA || !loraB || !loraBase) return;
+    this.weight.dispose();
+    this.weight = this.mark(loraBase, "parameter");
+    this.loraBase = undefined;
+    for (const { weight } of [loraA, loraB]) this.mark(weight, "parameter");
   }
 }
 

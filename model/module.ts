@@ -25,13 +25,16 @@ export interface TableRow {
   trained: boolean;
 }
 
-/** What a module's tensors are. Kept beside them, since optimizers may move their memory. */
-const kinds = new WeakMap<Tensor, "parameter" | "buffer">();
+/** "aside": converted and given back with its module, but neither trained nor part of the state. */
+type Kind = "parameter" | "buffer" | "aside";
 
-const isPattern = (pattern: string) => pattern.includes("*");
+/** What a module's tensors are. Kept beside them, since optimizers may move their memory. */
+const kinds = new WeakMap<Tensor, Kind>();
+
+export const isPattern = (pattern: string) => pattern.includes("*");
 
 /** `*` stands for one part of a path, `**` for any number. */
-function matcher(pattern: string): RegExp {
+export function matcher(pattern: string): RegExp {
   const parts = pattern
     .split(/(\*\*|\*)/)
     .map((p) => (p === "**" ? ".*" : p === "*" ? "[^.]+" : p.replace(/\./g, "\\.")));
@@ -103,16 +106,19 @@ export abstract class Module {
     const t = key
       ? engine.noGrad(() => engine.scope(() => init(engine, shape, key, dtype)))
       : engine.empty(shape, dtype, "parameter");
-    t.storage.owned.owner = "parameters";
-    kinds.set(t, "parameter");
-    return t.keep().setRequiresGrad();
+    return this.mark(t, "parameter").setRequiresGrad();
   }
 
   /** Numbers for a field of this module that checkpoints hold but training leaves alone. */
   protected buffer(values: Tensor): Tensor {
-    values.storage.owned.owner = "buffers";
-    kinds.set(values, "buffer");
-    return values.keep();
+    return this.mark(values, "buffer");
+  }
+
+  /** Says what the tensor of a field is from now on, and takes it out of every scope. */
+  protected mark(t: Tensor, kind: Kind): Tensor {
+    t.storage.owned.owner = kind === "buffer" ? "buffers" : "parameters";
+    kinds.set(t, kind);
+    return t.keep();
   }
 
   /** Hands an inner value to the hooks that ask for it as `path.name`; without one it is not even computed. */
@@ -130,6 +136,10 @@ export abstract class Module {
       if (value instanceof Module)
         for (const [path, module] of value.namedModules(prefix ? `${prefix}.${field}` : field)) all.set(path, module);
     return all;
+  }
+
+  #state(): { name: string; tensor: Tensor }[] {
+    return this.#named("").filter(({ tensor }) => kinds.get(tensor) !== "aside");
   }
 
   #named(prefix: string): { name: string; tensor: Tensor; owner: Module; field: string }[] {
@@ -155,7 +165,7 @@ export abstract class Module {
 
   /** Parameters and buffers by checkpoint name: the tensors themselves, not copies. */
   stateDict(): Record<string, Tensor> {
-    return Object.fromEntries(this.#named("").map(({ name, tensor }) => [name, tensor]));
+    return Object.fromEntries(this.#state().map(({ name, tensor }) => [name, tensor]));
   }
 
   /**
@@ -180,10 +190,8 @@ export abstract class Module {
   to(dtype: DType): this {
     for (const { tensor, owner, field } of this.#named("")) {
       if (tensor.dtype === dtype || (tensor.dtype !== "f32" && tensor.dtype !== "f16")) continue;
-      const next = this.engine.noGrad(() => to(tensor, dtype)).keep();
-      const kind = kinds.get(tensor)!;
-      kinds.set(next, kind);
-      next.storage.owned.owner = kind === "parameter" ? "parameters" : "buffers";
+      const next = this.engine.noGrad(() => to(tensor, dtype));
+      this.mark(next, kinds.get(tensor)!);
       next.requiresGrad = tensor.requiresGrad;
       (owner as unknown as Record<string, Tensor>)[field] = next;
       tensor.dispose();
@@ -256,7 +264,7 @@ export abstract class Module {
 
   /** Every parameter and buffer with its shape and size. */
   table(): TableRow[] {
-    return this.#named("").map(({ name, tensor }) => ({
+    return this.#state().map(({ name, tensor }) => ({
       name,
       shape: tensor.shape,
       dtype: tensor.dtype,

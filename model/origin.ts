@@ -1,7 +1,8 @@
-import type { DType, Engine } from "../engine/index.js";
+import { ConfigError, type DType, type Engine } from "../engine/index.js";
 import type { STDiTConfig } from "./config.js";
 import type { GrowthRecord } from "./growth.js";
 import type { LanguageRecord } from "./language.js";
+import { adaptedOf, attachLora, type LoraConfig } from "./lora.js";
 import type { LoadOptions, StateSource } from "./state.js";
 import { STDiT } from "./stdit.js";
 
@@ -14,11 +15,25 @@ export interface Origin {
   readonly source: StateSource;
   readonly growth?: GrowthRecord;
   readonly language?: LanguageRecord;
+  /** Adapters that the source holds beside the model's own parameters. */
+  readonly lora?: LoraConfig;
 }
 
-/** A model as the origin of another. It must live until the other is built. */
+/** @throws ConfigError when layers that are to change have adapters, which belong to them as they are */
+export function needPlain(subject: string, hasAdapters: boolean): void {
+  if (hasAdapters)
+    throw new ConfigError(
+      `${subject}: the model has adapters (LoRA), which cannot follow layers that change; call mergeLora and removeLora with keepMerged first, or removeLora alone to drop them.`,
+    );
+}
+
+/** A model as the origin of another. It must live until the other is built. @throws ConfigError when it has adapters */
 export function originOf(model: STDiT): Origin {
   const { config, growth, language } = model;
+  needPlain(
+    "stdit",
+    adaptedOf(model).some(({ linear }) => !linear.loraBase),
+  );
   return { config, source: model.stateDict(), growth, language };
 }
 
@@ -34,6 +49,7 @@ export async function buildModel(
   const { dtype, ...load } = options;
   const model = new STDiT(engine, origin.config, { dtype });
   try {
+    if (origin.lora) attachLora(model, origin.lora);
     await model.loadStateDict(origin.source, load);
   } catch (error) {
     model.dispose();
