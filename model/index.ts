@@ -61,21 +61,9 @@ export {
   removeLora,
   unmergeLora,
 } from "./lora.js";
-export {
-  addLora,
-  baseState,
-  type LoraConfig,
-  type LoraOptions,
-  loadBase,
-  loraConfig,
-  mergeLora,
-  removeLora,
-  unmergeLora,
-} from "./lora.js";
 export { type Hook, Module, type ModuleOptions, type TableRow } from "./module.js";
 export { loadLora, loraState, saveLora } from "./peft/file.js";
 export { isPickle, refusePickle } from "./pickle.js";
-export { loadLora, loraState, saveLora } from "./peft/file.js";
 export {
   type Pipeline,
   type Progress,
