@@ -85,7 +85,10 @@ export {
 } from "./schedule.js";
 export { type HostTensor, type LoadOptions, type LoadReport, StateError, type StateSource } from "./state.js";
 export { type LanguageCall, STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
+export { type ChatMessage, ChatTemplate } from "./text/chat.js";
 export type { Encoded, TextEncoder } from "./text/encoder.js";
+export { type OpenedLlama, type OpenLlamaOptions, openLanguage, openLlama } from "./text/language.js";
+export { type LlamaEncoderOptions, LlamaTextEncoder } from "./text/llama.js";
 export { encoderOf } from "./text/open.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";
 export { WordEncoder, type WordEncoderOptions } from "./text/words.js";
