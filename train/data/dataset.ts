@@ -2,7 +2,7 @@ import type { Spec } from "./world.js";
 
 /** One training clip. An image is a clip of equal frames. */
 export interface Sample {
-  /** [3, T, H, W], values in [-1, 1]. */
+  /** [3, T, H, W], values in [-1, 1]; of a set with `latentShape` the clip's latent, [C, T, h, w], in its place. */
   video: Float32Array;
   caption: string;
   frames: number;
@@ -22,5 +22,7 @@ export interface Dataset {
   readonly frames: number;
   readonly height: number;
   readonly width: number;
+  /** [C, T, h, w] where samples are latents already, not to be encoded again. */
+  readonly latentShape?: readonly [channels: number, frames: number, rows: number, columns: number];
   sample(index: number): Sample | Promise<Sample>;
 }

@@ -1,4 +1,6 @@
-import { extname } from "node:path";
+import { createHash } from "node:crypto";
+import { stat } from "node:fs/promises";
+import { dirname, extname, relative } from "node:path";
 import { ConfigError, checkOptions, DataError } from "../../engine/errors.js";
 import { type Clip, readClip } from "./clip.js";
 import type { Dataset, Sample } from "./dataset.js";
@@ -27,6 +29,11 @@ export interface FolderOptions {
   /** RGB in 0..255 under transparent pixels; default white. */
   background?: readonly [number, number, number];
   seed?: number;
+  /**
+   * Ways in which each clip is cut (window of frames, mirror image, held frame), taken in turn from pass to pass, so that
+   * what is made of them can be kept; they depend on the clip's path alone. Default 0: cut anew each time, by the seed.
+   */
+  variants?: number;
   /** Programs that read videos; default the system's. */
   tools?: VideoTools;
 }
@@ -39,8 +46,18 @@ const OPTIONS = [
   "imageFraction",
   "background",
   "seed",
+  "variants",
   "tools",
 ] as const satisfies readonly (keyof FolderOptions)[];
+
+/** A clip in its turn. */
+export interface Take {
+  row: Row;
+  /** Which of its variants; undefined where clips are cut anew each time. */
+  variant: number | undefined;
+  /** Reads and cuts it. */
+  cut(): Promise<Sample>;
+}
 
 const isVideo = (row: Row) => VIDEO_ENDINGS.includes(extname(row.path).toLowerCase());
 
@@ -86,6 +103,10 @@ export class FolderDataset implements Dataset {
     for (const key of ["frames", "height", "width", "frameInterval"] as const)
       if (!(Number.isInteger(options[key] ?? 1) && (options[key] ?? 1) > 0))
         throw new ConfigError(`data: ${key} must be a whole number from 1: ${options[key]}; correct it`);
+    if (!(Number.isInteger(options.variants ?? 0) && (options.variants ?? 0) >= 0))
+      throw new ConfigError(
+        `data: variants must be a whole number from 0: ${options.variants}; 1 keeps one cut a clip`,
+      );
     imageShare("data", options.imageFraction ?? 0);
     const skips = new Skips();
     const rows = await listRows(place, skips);
@@ -98,6 +119,7 @@ export class FolderDataset implements Dataset {
       imageFraction: options.imageFraction ?? 0,
       background: options.background ?? [255, 255, 255],
       seed: options.seed ?? 0,
+      variants: options.variants ?? 0,
       tools: options.tools ?? SYSTEM_TOOLS,
     });
     const video = rows.find(isVideo);
@@ -115,14 +137,37 @@ export class FolderDataset implements Dataset {
     return this.rows.length - this.broken.size;
   }
 
+  /** Clips that are listed, readable or not: positions of one pass. */
+  get listed(): number {
+    return this.rows.length;
+  }
+
+  /** Ways in which each clip is cut; 0 where each time is another. */
+  get variants(): number {
+    return this.options.variants;
+  }
+
   /** @throws DataError when no clip of the set can be read, NoFfmpegError when one needs ffmpeg and it is absent */
-  async sample(index: number): Promise<Sample> {
+  sample(index: number): Promise<Sample> {
+    return this.take(index, (take) => take.cut());
+  }
+
+  /**
+   * Does something with the clip of a position. One that turns out to be unreadable is left out from then on, and the
+   * next takes its place.
+   * @throws DataError when no clip of the set can be read, NoFfmpegError when one needs ffmpeg and it is absent
+   */
+  async take<T>(index: number, use: (take: Take) => Promise<T>): Promise<T> {
     const count = this.rows.length;
+    const { seed, variants } = this.options;
+    const pass = Math.floor(index / count);
+    const variant = variants === 0 ? undefined : pass % variants;
     for (let tried = 0; tried < count; tried++) {
-      const row = this.rows[this.orderOf(Math.floor(index / count))[((index % count) + tried) % count]];
+      const row = this.rows[this.orderOf(pass)[((index % count) + tried) % count]];
       if (this.broken.has(row)) continue;
+      const draws = variant === undefined ? drawsOf(seed, index, CUT) : drawsOf(this.seedOf(row), variant, CUT);
       try {
-        return await this.cut(row, drawsOf(this.options.seed, index, CUT));
+        return await use({ row, variant, cut: () => this.cut(row, draws) });
       } catch (error) {
         if (!(error instanceof DataError) || error instanceof NoFfmpegError) throw error;
         // Two samples may meet the same clip at once; it counts once.
@@ -132,6 +177,30 @@ export class FolderDataset implements Dataset {
       }
     }
     throw new DataError(`data: no clip of the set can be used: ${this.skips}; correct them in ${this.place}`);
+  }
+
+  /**
+   * All that the video of a variant follows from, as text: the file by its path within the set, size and time of change,
+   * the variant, and every option of the cut.
+   * @throws DataError when the file is gone
+   */
+  async identity({ row, variant }: Take): Promise<string> {
+    const about = await stat(row.path).catch(() => {
+      throw new DataError(`clip: the file is missing: ${row.path}; check the path in the list of captions`);
+    });
+    const { frames, height, width, frameInterval, flip, imageFraction, background } = this.options;
+    const cut = { frames, height, width, frameInterval, flip, imageFraction, background };
+    return JSON.stringify([this.nameOf(row), row.frames ?? null, about.size, Math.round(about.mtimeMs), variant, cut]);
+  }
+
+  /** A clip's path within its set, which stays the same when the set is moved. */
+  private nameOf(row: Row): string {
+    const folder = extname(this.place).toLowerCase() === ".csv" ? dirname(this.place) : this.place;
+    return relative(folder, row.path);
+  }
+
+  private seedOf(row: Row): number {
+    return createHash("sha256").update(this.nameOf(row)).digest().readUIntBE(0, 6);
   }
 
   /** The order of one pass; the last is kept, since positions rise. */
