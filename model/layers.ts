@@ -102,11 +102,9 @@ export class Linear extends Module {
       const share = matmul(to(loraB.weight, "f32"), to(loraA.weight, "f32")).mul(this.loraScale); // [out, in]
       return to(add(to(weight, "f32"), share), weight.dtype); // [out, in]
     };
+    const merged = engine.noGrad(() => engine.scope(sum)).setRequiresGrad(weight.requiresGrad);
     this.loraBase = this.mark(weight, "aside");
-    this.weight = this.mark(
-      engine.noGrad(() => engine.scope(sum)),
-      "parameter",
-    ).setRequiresGrad(weight.requiresGrad);
+    this.weight = this.mark(merged, "parameter");
     for (const { weight } of [loraA, loraB]) this.mark(weight, "aside");
   }
 
