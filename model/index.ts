@@ -24,6 +24,7 @@ export type { ScheduleOptions } from "./diffusion/steps.js";
 export { Velocity } from "./diffusion/velocity.js";
 export { finalLatent, type Predict, type Step } from "./diffusion/walk.js";
 export { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder, timestepCode } from "./embed.js";
+export type { FolderLocation } from "./files/folder.js";
 export { forwardFlops } from "./flops.js";
 export {
   describeGrowth,
@@ -85,11 +86,16 @@ export {
 } from "./schedule.js";
 export { type HostTensor, type LoadOptions, type LoadReport, StateError, type StateSource } from "./state.js";
 export { type LanguageCall, STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
+export { encodeT5Config, T5_V1_1_XXL, type T5Config, t5Config, t5ConfigOf } from "./t5/config.js";
+export { T5Encoder } from "./t5/t5.js";
 export { type ChatMessage, ChatTemplate } from "./text/chat.js";
+export { cleanCaption } from "./text/clean.js";
 export type { Encoded, TextEncoder } from "./text/encoder.js";
 export { type OpenedLlama, type OpenLlamaOptions, openLanguage, openLlama } from "./text/language.js";
 export { type LlamaEncoderOptions, LlamaTextEncoder } from "./text/llama.js";
 export { encoderOf } from "./text/open.js";
+export { type OpenedT5, type OpenT5Options, openT5, type T5EncoderOptions, T5TextEncoder } from "./text/t5.js";
+export { openTokenizer, type SpecialName, specialId, type Tokenizer } from "./text/tokenizer.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";
 export { WordEncoder, type WordEncoderOptions } from "./text/words.js";
 export { VAECodec, type VaeCodecOptions } from "./vae/codec.js";

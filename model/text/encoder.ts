@@ -27,9 +27,10 @@ export interface TextEncoder {
 
 /**
  * Refuses what is no list of prompts. JavaScript callers pass anything, so types are checked too.
+ * @param empty whether a prompt may be empty
  * @throws ConfigError naming the first prompt that is not text or is empty
  */
-export function checkPrompts(prompts: readonly unknown[]): asserts prompts is readonly string[] {
+export function checkPrompts(prompts: readonly unknown[], empty = false): asserts prompts is readonly string[] {
   if (!Array.isArray(prompts))
     throw new ConfigError(
       `prompt: a list of prompts is needed: ${typeof prompts} was given; pass ["an ox moving left"]`,
@@ -40,7 +41,7 @@ export function checkPrompts(prompts: readonly unknown[]): asserts prompts is re
       throw new ConfigError(
         `prompt ${i}: must be text: ${prompt === null ? "null" : typeof prompt} was given; pass a string`,
       );
-    if (prompt.trim() === "")
+    if (!empty && prompt.trim() === "")
       throw new ConfigError(`prompt ${i}: must not be empty: ${JSON.stringify(prompt)} was given; say what to show`);
   });
 }
