@@ -101,7 +101,7 @@ export class TimestepEmbedder extends Module {
   forward(times: ArrayLike<number> | Tensor): Tensor {
     const code =
       times instanceof Tensor ? timestepCodeOf(times) : this.engine.tensor(timestepCode(times), [times.length, CODE]); // [B, 256]
-    const h = this.linear1.forward(to(code, this.linear1.weight.dtype), "silu"); // [B, C]
+    const h = this.linear1.forward(to(code, this.linear1.bias!.dtype), "silu"); // [B, C]
     return this.linear2.forward(h); // [B, C]
   }
 }

@@ -75,6 +75,20 @@ export {
   samplersOf,
   videoShape,
 } from "./pipeline.js";
+export {
+  openQuantized,
+  type QuantizationError,
+  QuantizedLinear,
+  type QuantizeForm,
+  type QuantizeOptions,
+  type QuantizeReport,
+  quantizationError,
+  quantizationMetadata,
+  quantize,
+  quantized,
+  quantizeLinear,
+  saveQuantized,
+} from "./quantize.js";
 export * from "./safetensors.js";
 export {
   type DiffusionTables,

@@ -31,6 +31,36 @@ type Kind = "parameter" | "buffer" | "aside";
 /** What a module's tensors are. Kept beside them, since optimizers may move their memory. */
 const kinds = new WeakMap<Tensor, Kind>();
 
+/** Parameters that have a shape but no memory of their own yet. */
+const deferrals = new WeakSet<Tensor>();
+let deferring = false;
+
+/**
+ * Runs `f`; parameters made in it without an initial value have a shape but take no memory until `Module.allocate`. What
+ * is replaced before, as by `quantize`, never takes any.
+ */
+export function deferred<T>(f: () => T): T {
+  const outer = deferring;
+  deferring = true;
+  try {
+    return f();
+  } finally {
+    deferring = outer;
+  }
+}
+
+/** Whether a parameter waits for its memory. */
+export const isDeferred = (t: Tensor): boolean => deferrals.has(t);
+
+/** All numbers of the shape in one place. */
+function placeholder(engine: Engine, shape: Shape, dtype: DType): Tensor {
+  const one = engine.empty([1], dtype, "parameter");
+  const t = one.view(shape, Array(shape.length).fill(0), 0, "parameter");
+  one.dispose();
+  deferrals.add(t);
+  return t;
+}
+
 export const isPattern = (pattern: string) => pattern.includes("*");
 
 /** `*` stands for one part of a path, `**` for any number. */
@@ -105,7 +135,9 @@ export abstract class Module {
     const { engine } = this;
     const t = key
       ? engine.noGrad(() => engine.scope(() => init(engine, shape, key, dtype)))
-      : engine.empty(shape, dtype, "parameter");
+      : deferring
+        ? placeholder(engine, shape, dtype)
+        : engine.empty(shape, dtype, "parameter");
     return this.mark(t, "parameter").setRequiresGrad();
   }
 
@@ -136,6 +168,38 @@ export abstract class Module {
       if (value instanceof Module)
         for (const [path, module] of value.namedModules(prefix ? `${prefix}.${field}` : field)) all.set(path, module);
     return all;
+  }
+
+  /**
+   * Puts a module in the place of the one at `path` below this one, a path of fields such as "blocks.0.mlp.fc1". The old
+   * one still belongs to the caller.
+   */
+  replaceModule(path: string, module: Module): void {
+    const parts = path.split(".");
+    const last = parts.pop()!;
+    // An element of an array has its array's owner, whose paths name it.
+    const isElement = /^\d+$/.test(last);
+    const array = isElement ? parts.pop() : undefined;
+    const owner = this.namedModules().get(parts.join("."));
+    const place = (array === undefined ? owner : (owner as unknown as Record<string, unknown>)?.[array]) as
+      | Record<string, unknown>
+      | undefined;
+    if (!owner || !(place?.[last] instanceof Module))
+      throw this.#unmatched("replaceModule", path, [...this.namedModules().keys()]);
+    place[last] = module;
+    owner.rebind();
+  }
+
+  /** Gives memory to parameters that were made under `deferred`; their values are undefined until `loadStateDict`. */
+  allocate(): this {
+    for (const { tensor } of this.#named("")) {
+      if (!deferrals.delete(tensor)) continue;
+      const full = this.engine.empty(tensor.shape, tensor.dtype, "parameter");
+      full.storage.owned.owner = tensor.storage.owned.owner;
+      tensor.point(full.storage, 0);
+      full.dispose();
+    }
+    return this;
   }
 
   #state(): { name: string; tensor: Tensor }[] {

@@ -17,7 +17,7 @@ import {
   type SafetensorsDtype,
   type SafetensorsEntry,
 } from "./safetensors.js";
-import { type PlainSource, type StatePart, type StateView, shapeOf, viewOf } from "./view.js";
+import { isFloatPart, type PlainSource, type StatePart, type StateView, shapeOf, viewOf } from "./view.js";
 
 /** Numbers on the host with their shape. */
 export interface HostTensor {
@@ -61,6 +61,26 @@ export class StateError extends EspalierError {
   }
 }
 
+/** Takes numbers in another form than its tensor's own: full weights, say, that are rounded as they are read. */
+export interface Intake {
+  /** Shape in which floats are taken, [rows, …]. */
+  readonly shape: Shape;
+  /** Tensors of the state that need no source of their own then. */
+  fills(): readonly Tensor[];
+  /** Takes float rows [row, row + rows.shape[0]); they are freed afterwards. */
+  take(rows: Tensor, row: number): void;
+}
+
+const intakes = new WeakMap<Tensor, Intake>();
+/** From now on `loadStateDict` gives floats of the intake's shape to it instead of writing them to the tensor. */
+export const setIntake = (t: Tensor, intake: Intake): void => void intakes.set(t, intake);
+
+/** The intake of a tensor, if what a part holds is for it. */
+function intakeFor(t: Tensor, part: StatePart): Intake | undefined {
+  const intake = intakes.get(t);
+  return intake && isFloatPart(part) && `${intake.shape}` === `${shapeOf(part)}` ? intake : undefined;
+}
+
 /** A multiple of every buffer alignment in use, and small beside the memory of any host. */
 const CHUNK = 4 << 20;
 /** Elements of a chunk of host numbers. */
@@ -75,12 +95,16 @@ const few = (names: readonly string[]) =>
 function match(state: Readonly<Record<string, Tensor>>, view: StateView, options: LoadOptions): LoadReport {
   const { strict = true, prefix = "", ignore = [] } = options;
   const given = new Map<string, Shape>();
+  const filled = new Set<Tensor>();
   for (const [name, part] of view.parts) {
     if (!name.startsWith(prefix)) continue;
     const short = name.slice(prefix.length);
-    if (!ignore.some((i) => short === i || (i.endsWith(".") && short.startsWith(i)))) given.set(short, shapeOf(part));
+    if (ignore.some((i) => short === i || (i.endsWith(".") && short.startsWith(i)))) continue;
+    const intake = state[short] && intakeFor(state[short], part);
+    for (const t of intake?.fills() ?? []) filled.add(t);
+    given.set(short, intake ? state[short].shape : shapeOf(part));
   }
-  const own = Object.keys(state);
+  const own = Object.keys(state).filter((name) => !filled.has(state[name]) || given.has(name));
   const missing = own.filter((name) => !given.has(name));
   const unexpected = [...given.keys()].filter((name) => !(name in state));
   const loaded = own.filter((name) => given.has(name));
@@ -142,9 +166,24 @@ function write(
   part.dispose();
 }
 
+/** Whether the bytes of `from` can be copied to `t` as they lie. */
+const copies = (t: Tensor, from: Tensor) =>
+  from.dtype === t.dtype &&
+  from.size === t.size &&
+  from.storage !== t.storage &&
+  [t, from].every((u) => u.isContiguous && (u.offset * bytesOf(u.dtype)) % 4 === 0 && u.bytes % 4 === 0);
+
 /** Gives `t` the values of another tensor, converted to its dtype. */
 function overwrite(t: Tensor, from: Tensor): void {
   const { engine } = t;
+  if (copies(t, from)) {
+    const [to, source, width] = [t.storage, from.storage, bytesOf(t.dtype)];
+    engine.queue.encode(
+      (e) => e.copyBufferToBuffer(source.buffer, from.offset * width, to.buffer, t.offset * width, t.bytes),
+      [source.id, to.id],
+    );
+    return;
+  }
   engine.noGrad(() => {
     // A launch may not read and write one buffer, which neighbours in a flat buffer share.
     const source = from.storage === t.storage ? engine.copy(from) : from;
@@ -192,6 +231,48 @@ async function fill(t: Tensor, part: StatePart, uploaded: (bytes: number) => Pro
   else upload(t, given, name);
 }
 
+/** Gives the floats of a part to an intake, some rows at a time. */
+async function feed(
+  engine: Engine,
+  intake: Intake,
+  part: StatePart,
+  uploaded: (bytes: number) => Promise<void>,
+): Promise<void> {
+  const [count, ...rest] = intake.shape;
+  const width = rest.reduce((a, b) => a * b, 1);
+  const take = (make: () => Tensor, row: number) => engine.noGrad(() => engine.scope(() => intake.take(make(), row)));
+  if ("make" in part) {
+    const { make, shape } = part;
+    take(() => (make === "zeros" ? engine.zeros(shape) : make(engine, shape, "f32")), 0);
+    return;
+  }
+  const { from, name } = part;
+  const rows = Math.max(1, Math.floor(STEP / Math.max(1, width)));
+  if (from instanceof Safetensors) {
+    const { dtype } = from.info(name);
+    const bytes = width * DTYPE_BYTES[dtype];
+    for await (const { offset, data } of from.readInto(name, rows * bytes)) {
+      const values = decodeFloat32(data, dtype);
+      take(() => engine.tensor(values, [values.length / width, ...rest]), offset / bytes);
+      await uploaded(4 * values.length);
+    }
+    return;
+  }
+  const given = from[name];
+  if (given instanceof Tensor) {
+    // Not made here, so not freed here.
+    engine.noGrad(() => intake.take(given, 0));
+    return;
+  }
+  const values = ArrayBuffer.isView(given.data) ? given.data : Float32Array.from(given.data);
+  if (values.length !== count * width)
+    throw new EspalierError(`loadStateDict: "${name}" has ${values.length} numbers for [${intake.shape.join(", ")}].`);
+  for (let row = 0; row < count; row += rows) {
+    const some = Math.min(rows, count - row);
+    take(() => engine.tensor(values.subarray(row * width, (row + some) * width), [some, ...rest], "f32"), row);
+  }
+}
+
 /** Fills `state` from `source`; see `Module.loadStateDict`. */
 export async function loadTensors(
   engine: Engine,
@@ -214,7 +295,9 @@ export async function loadTensors(
   };
   for (const name of report.loaded) {
     const t = state[name].check("loadStateDict");
-    await fill(t, view.parts.get(prefix + name)!, uploaded);
+    const part = view.parts.get(prefix + name)!;
+    const intake = intakeFor(t, part);
+    await (intake ? feed(engine, intake, part, uploaded) : fill(t, part, uploaded));
     done += t.bytes;
     onProgress?.(done, total);
   }

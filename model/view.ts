@@ -34,6 +34,15 @@ export function shapeOf(part: StatePart): Shape {
   return part.from instanceof Safetensors ? part.from.info(part.name).shape : part.from[part.name].shape;
 }
 
+/** Whether a part holds floats, as opposed to integers. */
+export function isFloatPart(part: StatePart): boolean {
+  if ("make" in part) return true;
+  if (part.from instanceof Safetensors) return /^B?F/.test(part.from.info(part.name).dtype);
+  const t = part.from[part.name];
+  if ("dtype" in t) return t.dtype === "f32" || t.dtype === "f16";
+  return !(t.data instanceof Int32Array || t.data instanceof Uint32Array);
+}
+
 const HOST_CHUNK = 4 << 20;
 
 /** Whether all numbers of a part are 0, read until one is not. A part that is yet to be drawn is not. */
