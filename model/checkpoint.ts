@@ -189,6 +189,37 @@ export async function openModel(
   }
 }
 
+async function withFile<T>(location: SafetensorsLocation | Safetensors, use: (file: Safetensors) => Promise<T>) {
+  const file = location instanceof Safetensors ? location : await openSafetensors(location);
+  try {
+    return await use(file);
+  } finally {
+    if (file !== location) await file.close();
+  }
+}
+
+/**
+ * What a model file says of its text encoder, and the encoder where all of it is in the file; the model is not loaded.
+ * @throws ConfigError for a file without configuration
+ */
+export function openModelText(
+  location: SafetensorsLocation | Safetensors,
+): Promise<{ model: Pick<STDiT, "config">; text: LoadedModel["text"] }> {
+  return withFile(location, async (file) => {
+    const { config } = originIn(file);
+    const info = json(file.metadata, "text", file.name);
+    return { model: { config }, text: { info, encoder: await openText(file, info, config.maxLength) } };
+  });
+}
+
+/** The codec in a model file, undefined where it has none; the model is not loaded. Throws what `openModel` does. */
+export function openModelCodec(
+  engine: Engine,
+  location: SafetensorsLocation | Safetensors,
+): Promise<Codec | undefined> {
+  return withFile(location, (file) => openCodec(engine, file, json(file.metadata, "codec", file.name), undefined));
+}
+
 /** What `saveModel` writes. */
 export interface ModelContent {
   model: STDiT;

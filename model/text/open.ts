@@ -1,5 +1,6 @@
 import { ConfigError } from "../../engine/errors.js";
 import type { LoadedModel } from "../checkpoint.js";
+import type { STDiT } from "../stdit.js";
 import type { TextEncoder } from "./encoder.js";
 import { WordEncoder } from "./words.js";
 
@@ -9,7 +10,7 @@ import { WordEncoder } from "./words.js";
  * @throws ConfigError when the file names none, another kind, or vectors other than the table's
  */
 export async function encoderOf(
-  { model, text }: Pick<LoadedModel, "model" | "text">,
+  { model, text }: Pick<LoadedModel, "text"> & { model: Pick<STDiT, "config"> },
   table: () => Uint8Array | Promise<Uint8Array>,
 ): Promise<TextEncoder> {
   if (text.encoder) return text.encoder;
