@@ -1,0 +1,218 @@
+import { ConfigError, checkOptions, type DType, type Engine } from "../../engine/index.js";
+import { openModelText } from "../checkpoint.js";
+import { type Folder, folderOf } from "../files/folder.js";
+import { FileError } from "../files/source.js";
+import { encodeFloat32, openSafetensors, type SafetensorsLocation } from "../safetensors.js";
+import { openWeights, weightsPrint } from "../weights.js";
+import type { TextEncoder } from "./encoder.js";
+import { openLanguage, openLlama } from "./language.js";
+import { encoderOf } from "./open.js";
+import { openT5 } from "./t5.js";
+import { fnv1a } from "./table.js";
+import { VocabularyEncoder } from "./vocabulary.js";
+import { WordEncoder } from "./words.js";
+
+/** Which text encoder, and how it reads. Options that an encoder does not have are refused. */
+export interface EncoderSpec {
+  /**
+   * "words": the word vectors that ship with Espalier; "language": its small language model; or where one lies: a model
+   * file of Espalier's (its own encoder), a language model's file, or a T5's or Llama's folder as Hugging Face lays it out.
+   */
+  encoder: string;
+  /** Vectors a prompt; by default the encoder's own choice. Not for model files, which know theirs. */
+  maxLength?: number;
+  /** Storage of a T5's or a language model's weights; default "f32". */
+  dtype?: DType;
+  /** Clean captions first (T5); default true. */
+  clean?: boolean;
+  /** Whose hidden states (language models); default -1. */
+  layer?: number;
+  /** Wrap prompts in the chat template (language models); default true. */
+  template?: boolean;
+}
+
+const KEYS = [
+  "encoder",
+  "maxLength",
+  "dtype",
+  "clean",
+  "layer",
+  "template",
+] as const satisfies readonly (keyof EncoderSpec)[];
+
+/** Where the encoders that ship with Espalier are. */
+export interface EncoderAssets {
+  /** The bytes of model/text/words.bin. */
+  words(): Uint8Array | Promise<Uint8Array>;
+  /** model/text/language.safetensors. */
+  language(): SafetensorsLocation | Promise<SafetensorsLocation>;
+}
+
+/** An encoder that is to be disposed of when it holds memory on a GPU. */
+export type OpenEncoder = TextEncoder & { dispose?(): void };
+
+/** An encoder that was found but not loaded. */
+export interface FoundEncoder {
+  kind: "words" | "vocabulary" | "t5" | "llama";
+  /** Of weights, tokenizer and options, from the files' headers and a few values: nothing is loaded for it. */
+  fingerprint: string;
+  /** Whether it runs on the GPU. */
+  needsEngine: boolean;
+  /** @param engine for encoders that need one */
+  open(engine: Engine | undefined): Promise<OpenEncoder>;
+}
+
+const utf8 = (text: string): Uint8Array => new globalThis.TextEncoder().encode(text);
+
+/** The options that are given, without the encoder; refuses those that this kind of encoder has no use for. */
+function optionsOf<K extends keyof EncoderSpec>(
+  spec: EncoderSpec,
+  kind: string,
+  known: readonly K[],
+): Pick<EncoderSpec, K> {
+  const { encoder, ...rest } = spec;
+  const given = Object.entries(rest).filter(([, value]) => value !== undefined);
+  for (const [key] of given)
+    if (!(known as readonly string[]).includes(key))
+      throw new ConfigError(
+        `text: ${key} has no use: ${encoder} is ${kind}; ${known.length > 0 ? `it takes ${known.join(", ")}` : "leave it out"}`,
+      );
+  return Object.fromEntries(given) as Pick<EncoderSpec, K>;
+}
+
+const needs = (engine: Engine | undefined): Engine => {
+  if (!engine) throw new ConfigError("text: the encoder runs on a GPU: no engine was given; give one");
+  return engine;
+};
+
+const LANGUAGE_OPTIONS = ["maxLength", "dtype", "layer", "template"] as const;
+
+async function findFile(
+  spec: EncoderSpec,
+  location: SafetensorsLocation,
+  assets: EncoderAssets,
+): Promise<FoundEncoder> {
+  const file = await openSafetensors(location);
+  try {
+    if (file.metadata.model !== undefined) {
+      optionsOf(spec, "a model file with an encoder of its own", []);
+      const encoder = await encoderOf(await openModelText(file), () => assets.words());
+      return encoder instanceof VocabularyEncoder ? foundVocabulary(encoder) : foundWords(encoder as WordEncoder);
+    }
+    const { config, tokenizer, tokenizer_config: settings } = file.metadata;
+    if (config === undefined || tokenizer === undefined || settings === undefined)
+      throw new ConfigError(
+        `text: no encoder in ${file.name}: its metadata has neither "model" nor "config" with "tokenizer"; give a model file of Espalier's, or a folder as Hugging Face lays it out`,
+      );
+    const options = optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
+    const print = await weightsPrint(file, [config, tokenizer, settings].map(utf8));
+    return {
+      kind: "llama",
+      fingerprint: `language ${print} ${JSON.stringify(options)}`,
+      needsEngine: true,
+      open: (engine) => openLanguage(needs(engine), location, options),
+    };
+  } finally {
+    await file.close();
+  }
+}
+
+const foundWords = (encoder: WordEncoder): FoundEncoder => ({
+  kind: "words",
+  fingerprint: `words ${encoder.fingerprint} mix ${encoder.mix} length ${encoder.maxLength}`,
+  needsEngine: false,
+  open: async () => encoder,
+});
+
+function foundVocabulary(encoder: VocabularyEncoder): FoundEncoder {
+  const vectors = encodeFloat32(Float32Array.from(encoder.table().data as ArrayLike<number>), "F32");
+  const print = fnv1a(vectors, fnv1a(utf8(encoder.words.join("\n")), 0))
+    .toString(16)
+    .padStart(8, "0");
+  return {
+    kind: "vocabulary",
+    fingerprint: `vocabulary ${print} length ${encoder.maxLength}`,
+    needsEngine: false,
+    open: async () => encoder,
+  };
+}
+
+/** Files beside the weights that change what is read of a prompt. */
+const BESIDE = [
+  "config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "chat_template.jinja",
+  "spiece.model",
+  "tokenizer.model",
+];
+
+async function findFolder(spec: EncoderSpec, folder: Folder): Promise<FoundEncoder> {
+  const config = await folder.json("config.json");
+  if (config === undefined)
+    throw new ConfigError(
+      `text: no encoder at ${spec.encoder}: there is no config.json; give "words", "language", a model file, or a folder as Hugging Face lays it out`,
+    );
+  const family = config.model_type;
+  if (family !== "t5" && family !== "llama")
+    throw new ConfigError(
+      `text: unknown family: the config.json of ${spec.encoder} says model_type ${JSON.stringify(family) ?? "nothing"}; t5 and llama are known`,
+    );
+  const isT5 = family === "t5";
+  const options = isT5
+    ? optionsOf(spec, "a T5", ["maxLength", "dtype", "clean"])
+    : optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
+  const file = await openWeights(folder, family, isT5 ? "T5EncoderModel" : "AutoModelForCausalLM");
+  try {
+    const beside = await Promise.all(BESIDE.map((name) => folder.bytes(name)));
+    const print = await weightsPrint(
+      file,
+      beside.filter((bytes) => bytes !== undefined),
+    );
+    return {
+      kind: family,
+      fingerprint: `${family} ${print} ${JSON.stringify(options)}`,
+      needsEngine: true,
+      open: (engine) =>
+        isT5 ? openT5(needs(engine), spec.encoder, options) : openLlama(needs(engine), spec.encoder, options),
+    };
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * Finds a text encoder and identifies it, without loading it.
+ * @throws ConfigError for one that is not known, or an option that it does not have; SafetensorsError, DataError or
+ *   FileError for files that cannot be used
+ */
+export async function findEncoder(spec: EncoderSpec, assets: EncoderAssets): Promise<FoundEncoder> {
+  checkOptions("text", spec, KEYS);
+  const { encoder } = spec;
+  if (typeof encoder !== "string" || encoder === "")
+    throw new ConfigError(
+      `text: encoder must be named: ${JSON.stringify(encoder)} was given; "words", "language", or where one lies`,
+    );
+  if (encoder === "words") {
+    const options = optionsOf(spec, "word vectors", ["maxLength"]);
+    return foundWords(new WordEncoder(await assets.words(), options));
+  }
+  if (encoder === "language") return findFile(spec, await assets.language(), assets);
+  if (/\.safetensors($|\?)/i.test(encoder)) return findFile(spec, encoder, assets);
+  try {
+    return await findFolder(spec, folderOf(encoder));
+  } catch (error) {
+    if (error instanceof FileError && error.code === "ENOTDIR")
+      throw new ConfigError(`text: not a folder and no .safetensors file: ${encoder}`, { cause: error });
+    throw error;
+  }
+}
+
+/** Finds a text encoder and opens it. `dispose`, where it has one, gives its memory back. Throws what `findEncoder` does. */
+export async function openEncoder(
+  engine: Engine | undefined,
+  spec: EncoderSpec,
+  assets: EncoderAssets,
+): Promise<OpenEncoder> {
+  return (await findEncoder(spec, assets)).open(engine);
+}
