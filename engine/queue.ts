@@ -46,6 +46,11 @@ interface Compiled {
 const ARENA = 1 << 18;
 /** Launches per submission: few enough that the GPU starts early, many enough that submissions cost nothing. */
 const BATCH = 128;
+/**
+ * Bind groups kept, more than any training step needs. Each is a mapping of a software adapter, of which Linux allows a
+ * process 65,530; those that are dropped here stay until they are collected.
+ */
+const BIND_GROUPS = 1 << 14;
 
 /**
  * Records launches, copies and uploads into one command encoder and submits them in order.
@@ -65,7 +70,7 @@ export class Queue {
   private touched = new Set<number>();
   private readonly compiled = new Map<number, Compiled>();
   private readonly bindGroups = new Map<string, GPUBindGroup>();
-  private readonly keysOfBuffer = new Map<number, string[]>();
+  private readonly keysOfBuffer = new Map<number, Set<string>>();
   private readonly staging = new Map<number, GPUBuffer[]>();
   readonly limits: Limits;
   readonly features: ReadonlySet<string>;
@@ -87,8 +92,17 @@ export class Queue {
   }
 
   private forget(id: number): void {
-    for (const key of this.keysOfBuffer.get(id) ?? []) this.bindGroups.delete(key);
-    this.keysOfBuffer.delete(id);
+    for (const key of [...(this.keysOfBuffer.get(id) ?? [])]) this.drop(key);
+  }
+
+  private drop(key: string): void {
+    this.bindGroups.delete(key);
+    for (const part of key.split(":").slice(1)) {
+      const id = Number.parseInt(part, 10);
+      const keys = this.keysOfBuffer.get(id);
+      keys?.delete(key);
+      if (keys?.size === 0) this.keysOfBuffer.delete(id);
+    }
   }
 
   private compile(k: Kernel): Compiled {
@@ -120,6 +134,7 @@ export class Queue {
     for (const b of bound) key += `:${b.id},${b.offset},${b.size}`;
     let group = this.bindGroups.get(key);
     if (group) return group;
+    if (this.bindGroups.size >= BIND_GROUPS) this.drop(this.bindGroups.keys().next().value!);
     let i = 0;
     group = this.device.createBindGroup({
       layout: c.layout,
@@ -134,8 +149,8 @@ export class Queue {
     this.bindGroups.set(key, group);
     for (const b of bound) {
       const keys = this.keysOfBuffer.get(b.id);
-      if (keys) keys.push(key);
-      else this.keysOfBuffer.set(b.id, [key]);
+      if (keys) keys.add(key);
+      else this.keysOfBuffer.set(b.id, new Set([key]));
     }
     return group;
   }
