@@ -1,5 +1,6 @@
 /** Safetensors in and out: lazy, by HTTP range or from a Blob, sharded, every header checked, every write atomic. */
 export { type ByteSink, type ByteSource, FileError, memorySink, memorySource } from "./files/source.js";
+export { copyEntries } from "./safetensors/copy.js";
 export {
   DTYPE_BYTES,
   decodeFloat32,

@@ -30,6 +30,12 @@ export function bytesOfShape(shape: readonly number[], dtype: SafetensorsDtype):
   return bytes;
 }
 
+/** The unsigned 64-bit, little-endian number in the first 8 bytes of a file, rounded where it is beyond 2^53. */
+export function headerBytes(first8: Uint8Array): number {
+  const view = new DataView(first8.buffer, first8.byteOffset, 8);
+  return view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32;
+}
+
 /**
  * Length of the JSON header from the first 8 bytes of a file (unsigned 64-bit, little-endian).
  * Throws SafetensorsError where it is beyond the file or the format's limit.
@@ -39,8 +45,7 @@ export function headerLength(first8: Uint8Array, fileSize: number, file: string)
     throw new SafetensorsError(
       `safetensors: file too short: ${file} has ${fileSize} bytes; the format starts with an 8-byte header length`,
     );
-  const view = new DataView(first8.buffer, first8.byteOffset, 8);
-  const length = view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32;
+  const length = headerBytes(first8);
   if (length > MAX_HEADER_BYTES)
     throw new SafetensorsError(
       `safetensors: header too long: ${file} claims ${length} bytes, the limit is ${MAX_HEADER_BYTES}; is it a safetensors file?`,

@@ -1,8 +1,9 @@
 import { openFile, siblingOf } from "#files";
 import { nearest, SafetensorsError } from "../../engine/errors.js";
-import { type ByteSource, blobSource, memorySource } from "../files/source.js";
+import { type ByteSource, blobSource, FileError, memorySource } from "../files/source.js";
 import { DTYPE_BYTES, decodeFloat32, decodeFloat64, decodeInt32 } from "./dtype.js";
-import { headerLength, parseHeader, type TensorInfo } from "./header.js";
+import { bytesOfShape, headerLength, parseHeader, type TensorInfo } from "./header.js";
+import { isPickle, isPickled, refusePickle } from "./pickle.js";
 
 /** Where a safetensors file may come from: a path or address, a Blob or picked File, bytes in memory, or a source. */
 export type SafetensorsLocation = string | URL | Blob | Uint8Array | ArrayBuffer | ByteSource;
@@ -130,6 +131,27 @@ export class Safetensors {
     }
   }
 
+  /**
+   * The same tensors under other names or in other shapes of as many elements; what `f` gives no name is left out. Bytes
+   * stay where they are: closing either file closes both.
+   */
+  mapped(f: (info: TensorInfo) => { name: string; shape?: readonly number[] } | undefined): Safetensors {
+    const parts = new Map<string, Part>();
+    for (const { source, info } of this.#parts.values()) {
+      const to = f(info);
+      if (to === undefined) continue;
+      const { name, shape = info.shape } = to;
+      if (bytesOfShape(shape, info.dtype) !== info.end - info.begin)
+        throw new SafetensorsError(
+          `safetensors: shapes hold different numbers: tensor "${info.name}" is [${info.shape.join(", ")}], to be [${shape.join(", ")}]`,
+        );
+      if (parts.has(name))
+        throw new SafetensorsError(`safetensors: name given twice: tensor "${info.name}" is to be "${name}" too`);
+      parts.set(name, { source, info: { ...info, name, shape } });
+    }
+    return new Safetensors(this.name, parts, this.metadata, this.#sources);
+  }
+
   /** Closes the files. Reading afterwards fails. */
   async close(): Promise<void> {
     await Promise.all(this.#sources.map((source) => source.close()));
@@ -149,9 +171,16 @@ export async function toSource(location: SafetensorsLocation): Promise<ByteSourc
 }
 
 async function openOne(source: ByteSource) {
-  const first = source.size < 8 ? new Uint8Array(0) : await source.read(0, 8);
-  const length = headerLength(first, source.size, source.name);
-  return parseHeader(await source.read(8, length), source.size, source.name);
+  try {
+    const first = source.size < 8 ? new Uint8Array(0) : await source.read(0, 8);
+    const length = headerLength(first, source.size, source.name);
+    return parseHeader(await source.read(8, length), source.size, source.name);
+  } catch (error) {
+    // Looked at only now: whatever it is called, a file that holds the format is read.
+    if (error instanceof SafetensorsError && (isPickle(source.name) || (await isPickled(source))))
+      refusePickle("safetensors", source.name);
+    throw error;
+  }
 }
 
 /** File name by tensor name, from the JSON of an index. */
@@ -178,6 +207,23 @@ async function readIndex(source: ByteSource): Promise<Map<string, string>> {
   return files;
 }
 
+async function openShard(
+  index: string,
+  file: string,
+  shard: (file: string) => SafetensorsLocation,
+  count: number,
+): Promise<ByteSource> {
+  try {
+    return await toSource(shard(file));
+  } catch (cause) {
+    if (!(cause instanceof FileError && cause.code === "ENOENT")) throw cause;
+    throw new SafetensorsError(
+      `safetensors: shard missing: ${index} names "${file}" for ${count} of its tensors: ${cause.message}; put that file beside the index`,
+      { cause },
+    );
+  }
+}
+
 async function openIndex(index: ByteSource, shard: (file: string) => SafetensorsLocation): Promise<Safetensors> {
   const sources: ByteSource[] = [];
   try {
@@ -185,10 +231,15 @@ async function openIndex(index: ByteSource, shard: (file: string) => Safetensors
     const parts = new Map<string, Part>();
     const metadata: Record<string, string> = {};
     const headers = new Map<string, { source: ByteSource; tensors: ReadonlyMap<string, TensorInfo> }>();
-    for (const file of new Set(files.values())) {
-      const source = await toSource(shard(file));
+    const wanted = new Set(files.values());
+    for (const file of wanted) {
+      const source = await openShard(index.name, file, shard, [...files.values()].filter((f) => f === file).length);
       sources.push(source);
-      const header = await openOne(source);
+      const header = await openOne(source).catch((error) => {
+        if (!isPickle(file)) throw error;
+        const beside = (f: string) => source.name.slice(0, -file.length) + f;
+        return refusePickle("safetensors", source.name.endsWith(file) ? [...wanted].map(beside) : [...wanted]);
+      });
       headers.set(file, { source, tensors: header.tensors });
       Object.assign(metadata, header.metadata);
     }

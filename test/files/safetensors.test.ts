@@ -1,10 +1,13 @@
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { spawnSync } from "node:child_process";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { conversionLine } from "../../model/safetensors/pickle.js";
 import {
+  copyEntries,
   DTYPE_BYTES,
   decodeFloat32,
   decodeFloat64,
@@ -359,7 +362,116 @@ test("shards: split, opened through the index, replaced as a set", async () => {
   await writeFile(index, text);
   const shard = files.find((name) => name.includes("00002-of"))!;
   await rm(join(inner, shard));
-  await rejects(() => openSafetensors(index), `FileError: open: no such file or folder: ${join(inner, shard)}`);
+  await rejects(
+    () => openSafetensors(index),
+    `safetensors: shard missing: ${index} names "${shard}" for 2 of its tensors: open: no such file or folder: ${join(inner, shard)}; put`,
+  );
+});
+
+test("copies keep every bit, name, type and shape; tensors under other names", async () => {
+  const dtypes = Object.keys(DTYPE_BYTES) as SafetensorsDtype[];
+  const entries = dtypes.map((dtype, i) => ({
+    name: `t.${dtype}`,
+    dtype,
+    shape: [3, 2],
+    data: Uint8Array.from({ length: 6 * DTYPE_BYTES[dtype] }, (_, k) => (k * 37 + i * 11) & 255),
+  }));
+  const path = join(folder, "copied.safetensors");
+  await writeSafetensors(path, entries, { made: "here" });
+  const file = await openSafetensors(path);
+  const sink = memorySink();
+  await writeSafetensors(sink, copyEntries(file), file.metadata);
+  assert.equal(sink.bytes(), new Uint8Array(await readFile(path)));
+  // Over itself, in parts.
+  await writeSafetensors(path, copyEntries(file, ["t.BF16", "t.F16"]), {});
+  await file.close();
+  const part = await openSafetensors(path);
+  assert.equal([...part.tensors.keys()], ["t.BF16", "t.F16"]);
+  assert.equal((await part.tensor("t.BF16")).data, entries[dtypes.indexOf("BF16")].data);
+  const renamed = part.mapped(({ name, dtype }) =>
+    dtype === "BF16" ? { name: `new.${name}`, shape: [6] } : undefined,
+  );
+  assert.equal([...renamed.tensors.keys()], ["new.t.BF16"]);
+  assert.equal({ ...(await renamed.tensor("new.t.BF16")) }.shape, [6]);
+  assert.equal((await renamed.tensor("new.t.BF16")).data, entries[dtypes.indexOf("BF16")].data);
+  await rejects(async () => part.mapped(({ name }) => ({ name, shape: [5] })), 'tensor "t.BF16" is [3, 2], to be [5]');
+  await rejects(
+    async () => part.mapped(() => ({ name: "one" })),
+    'name given twice: tensor "t.F16" is to be "one" too',
+  );
+  await part.close();
+});
+
+test("pickles are refused by name and by content, with a line that converts them", async () => {
+  const zip = (entry: string) =>
+    new Uint8Array([0x50, 0x4b, 3, 4, 0, 0, 8, 8, 0, 0, ...Array(20).fill(0), ...new TextEncoder().encode(entry)]);
+  const opcodes = (...bytes: number[]) => new Uint8Array([...bytes, ...Array(40).fill(0x71), 0x2e]);
+  const contents: [string, Uint8Array, boolean][] = [
+    ["zip", zip("archive/data.pkl"), true],
+    ["protocol 2", opcodes(0x80, 2, 0x7d, 0x71, 0, 0x28, 0x58, 5), true],
+    ["protocol 4", opcodes(0x80, 4, 0x95, 0, 0, 0, 0, 0, 0, 0, 0, 0x7d), true],
+    ["protocol 0", opcodes(0x28, 0x64, 0x70, 0x30, 0x0a, 0x53), true],
+    ["another zip", zip("notes.txt"), false],
+    ["a header that is cut", new Uint8Array([0x80, 2, 0, 0, 0, 0, 0, 0, 0x7b]), false],
+  ];
+  for (const [what, bytes, pickled] of contents) {
+    const told = await openSafetensors(bytes).catch((error: Error) => error.message);
+    assert.is(/a pickle is a program/.test(told as string), pickled, what);
+  }
+  const path = join(folder, "it's.pth");
+  await writeFile(path, "anything");
+  await rejects(() => openSafetensors(path), `safetensors: a pickle is a program, and none is run here: ${path}`);
+  const good = join(folder, "good.bin");
+  await writeSafetensors(good, [{ name: "a", dtype: "U8", shape: [1], data: new Uint8Array(1) }], {});
+  const found = await openSafetensors(good);
+  assert.ok(found.has("a"), "what holds the format is read under any name");
+  await found.close();
+  const index = join(folder, "pytorch_model.bin.index.json");
+  const shards = [1, 2].map((i) => `pytorch_model-0000${i}-of-00002.bin`);
+  for (const shard of shards) await writeFile(join(folder, shard), zip("pytorch_model/data.pkl"));
+  await writeFile(index, JSON.stringify({ weight_map: { a: shards[0], b: shards[1] } }));
+  await rejects(() => openSafetensors(index), shards.map((s) => join(folder, s)).join(", "));
+});
+
+test("the line that converts pickles runs: nested states, averaged weights first, several shards", async () => {
+  const has = spawnSync("python3", ["--version"]);
+  if (has.error) return;
+  // Stands for PyTorch: pickles are JSON here, tensors are lists.
+  const stub = join(folder, "stub");
+  await mkdir(join(stub, "safetensors"), { recursive: true });
+  await writeFile(
+    join(stub, "torch.py"),
+    [
+      "import json",
+      "class T(list):",
+      "    detach = clone = contiguous = lambda s: s",
+      "is_tensor = lambda v: isinstance(v, T)",
+      "of = lambda v: T(v) if isinstance(v, list) else {k: of(x) for k, x in v.items()} if isinstance(v, dict) else v",
+      "def load(p, map_location, weights_only):",
+      "    assert map_location == 'cpu' and weights_only",
+      "    return of(json.load(open(p)))",
+    ].join("\n"),
+  );
+  await writeFile(join(stub, "safetensors/__init__.py"), "");
+  await writeFile(
+    join(stub, "safetensors/torch.py"),
+    "import json\ndef save_file(d, p):\n    json.dump(d, open(p, 'w'))",
+  );
+  const convert = async (files: Record<string, unknown>) => {
+    const paths = Object.keys(files).map((name) => join(folder, name));
+    for (const path of paths) await writeFile(path, JSON.stringify(files[path.slice(folder.length + 1)]));
+    const run = spawnSync("sh", ["-c", conversionLine(paths)], { env: { ...process.env, PYTHONPATH: stub } });
+    assert.is(run.status, 0, `${run.stderr}`);
+    const out = paths[0].replace(/(-0*1-of-\d+)?\.\w+$/, ".safetensors");
+    return JSON.parse(await readFile(out, "utf8"));
+  };
+  assert.equal(await convert({ "flat's $x.pth": { w: [1], epoch: 3 } }), { w: [1] });
+  assert.equal(await convert({ "a.ckpt": { state_dict: { w: [1] }, optimizer: { w: [9] } } }), { w: [1] });
+  assert.equal(await convert({ "b.pt": { state_dict: { model: { w: [2] } }, ema: { w: [3] } } }), { w: [3] });
+  assert.equal(await convert({ "m-00001-of-00002.bin": { a: [1] }, "m-00002-of-00002.bin": { b: [2] } }), {
+    a: [1],
+    b: [2],
+  });
 });
 
 test.run();
