@@ -8,42 +8,26 @@ const WHOLE = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 const PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
-/** The names of shards that an index gives, in its order. */
-const shardsOf = (index: Record<string, unknown> | undefined) => [
-  ...new Set(Object.values((index?.weight_map ?? {}) as Record<string, unknown>).map(String)),
-];
-
 /**
  * Opens the weights of a folder as Hugging Face lays it out: model.safetensors, or shards behind its index. Only headers
  * are read.
  * @param subject begins the errors, such as "t5"
  * @param loader the class of Hugging Face's `transformers` that reads such a folder's pickles, for the line that
  *   converts them
- * @throws DataError for a folder without weights or with a shard missing; SafetensorsError for one that has only pickles
+ * @throws DataError for a folder without weights; SafetensorsError for one that has only pickles, or lacks a shard
  */
 export async function openWeights(folder: Folder, subject: string, loader: string): Promise<Safetensors> {
   const whole = await folder.open(WHOLE);
   if (whole) return openSafetensors(whole);
   const index = await folder.open(INDEX);
   if (index) {
-    const missing = (file: string, cause?: unknown) =>
-      new DataError(
-        `${subject}: a shard is missing: ${INDEX} names ${file}, which is not in ${folder.name}; fetch it too`,
-        { cause },
-      );
     const shard = (file: string) => {
       const at = folder.locate(file);
-      if (at === undefined) throw missing(file);
+      if (at === undefined) throw new FileError(`open: no such file: ${file} is not among ${folder.name}`, "ENOENT");
       return at;
     };
-    try {
-      // A picked file may go by any name; by this one it is known to be an index.
-      return await openSafetensors({ ...index, name: `${folder.name}/${INDEX}` }, { shard });
-    } catch (error) {
-      if (!(error instanceof FileError && error.code === "ENOENT")) throw error;
-      const file = shardsOf(await folder.json(INDEX)).find((name) => error.message.includes(name));
-      throw missing(file ?? "a file", error);
-    }
+    // A picked file may go by any name; by this one it is known to be an index.
+    return openSafetensors({ ...index, name: `${folder.name}/${INDEX}` }, { shard });
   }
   for (const pickle of PICKLES) {
     const found = await folder.open(pickle);

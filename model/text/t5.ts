@@ -158,8 +158,9 @@ export type OpenedT5 = T5TextEncoder & { readonly report: LoadReport };
  * shards behind model.safetensors.index.json), spiece.model or tokenizer.json. A whole T5 will do: its decoder is left
  * out. Weights go to the GPU chunk by chunk, whatever their float type.
  * @param location the folder, or where each of the files is, by name
- * @throws DataError for a file that is missing; SafetensorsError for a folder of pickles, with the line that converts it;
- *   StateError for weights that do not fit the configuration; ConfigError for another family or an option out of range
+ * @throws DataError for a file that is missing; SafetensorsError for a missing shard, and for a folder of pickles, with
+ *   the line that converts it; StateError for weights that do not fit the configuration; ConfigError for another family
+ *   or an option out of range
  */
 export async function openT5(
   engine: Engine,

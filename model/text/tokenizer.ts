@@ -42,12 +42,23 @@ const USUAL: Record<SpecialName, readonly string[]> = {
  */
 export function specialId(tokenizer: Tokenizer, name: SpecialName): number {
   const id = tokenizer.special[name];
-  if (id === undefined)
+  if (id !== undefined) return id;
+  const named = tokenText(tokenizer.config[`${name}_token`]);
+  if (named === undefined)
     throw new ConfigError(
-      `tokenizer: no ${name} token, usually ${JSON.stringify(USUAL[name][0])}: ${tokenizer.name} has ${tokenizer.vocabSize} tokens without it; add "${name}_token" to tokenizer_config.json, or take the tokenizer that the model was trained with`,
+      `tokenizer: no ${name} token, usually ${JSON.stringify(USUAL[name][0])}: ${tokenizer.name} has ${tokenizer.vocabSize} tokens without it; name one as "${name}_token" in tokenizer_config.json, or take the tokenizer that the model was trained with`,
     );
-  return id;
+  const others = USUAL[name].filter((token) => tokenizer.idOf(token) !== undefined);
+  const guess = nearest(named, others) ?? others[0];
+  throw new ConfigError(
+    `tokenizer: ${name} token not in the vocabulary: tokenizer_config.json names ${JSON.stringify(named)}, ${tokenizer.name} has no such token${guess ? `; did you mean ${JSON.stringify(guess)}?` : "; take both from one folder"}`,
+  );
 }
+
+const tokenText = (token: unknown): string | undefined =>
+  typeof token === "string"
+    ? token
+    : ((token as { content?: unknown } | null | undefined)?.content as string | undefined);
 
 /** Takes a compiled character map out of a normalizer: the library has only an approximation of it. */
 function takeCharsMap(normalizer: unknown): { charsMap?: string; rest: unknown } {
@@ -60,11 +71,6 @@ function takeCharsMap(normalizer: unknown): { charsMap?: string; rest: unknown }
   if (charsMap === undefined) return { rest: normalizer };
   return { charsMap, rest: { ...node, normalizers: [...(rest ? [rest] : []), ...node.normalizers.slice(1)] } };
 }
-
-const tokenText = (token: unknown): string | undefined =>
-  typeof token === "string"
-    ? token
-    : ((token as { content?: unknown } | null | undefined)?.content as string | undefined);
 
 /** Runs a `tokenizer.json`; `special` are ids that are known from elsewhere. */
 function tokenizerOf(
@@ -101,17 +107,9 @@ function tokenizerOf(
   const found = { ...special };
   for (const kind of Object.keys(USUAL) as SpecialName[]) {
     const named = tokenText(config[`${kind}_token`]);
-    const id = named === undefined ? undefined : idOf(named);
-    if (named !== undefined && id === undefined) {
-      const guess = nearest(
-        named,
-        USUAL[kind].filter((token) => ids.has(token)),
-      );
-      throw new ConfigError(
-        `tokenizer: ${kind} token not in the vocabulary: tokenizer_config.json names ${JSON.stringify(named)}, ${name} has no such token${guess ? `; did you mean ${JSON.stringify(guess)}?` : "; take both from one folder"}`,
-      );
-    }
-    found[kind] = id ?? special[kind] ?? USUAL[kind].map(idOf).find((usual) => usual !== undefined);
+    // A name that the vocabulary lacks is told when the token is asked for: many models never use theirs.
+    found[kind] =
+      named === undefined ? (special[kind] ?? USUAL[kind].map(idOf).find((id) => id !== undefined)) : idOf(named);
     if (found[kind] === undefined) delete found[kind];
   }
   return {
@@ -163,8 +161,7 @@ async function read(folder: Folder, file: string): Promise<Tokenizer | undefined
  * Opens the tokenizer of a model: a `tokenizer.json` of Hugging Face's tokenizers, or a SentencePiece model
  * (`spiece.model`, `tokenizer.model`; unigram or BPE). A `tokenizer_config.json` beside it names the special tokens.
  * @param location a folder, one of those files, or where each of them is, by name (in a page: picked files, addresses)
- * @throws FileError when there is none, DataError for one that is broken, ConfigError when a special token that the
- * configuration names is not in the vocabulary
+ * @throws DataError when there is none, or for one that is broken; FileError for one that cannot be read
  */
 export async function openTokenizer(
   location: FolderLocation | Readonly<Record<string, SafetensorsLocation>>,

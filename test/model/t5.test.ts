@@ -1,6 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { createEngine, Key, mse, type Tensor } from "../../engine/index.js";
+import { memorySink, openSafetensors, writeSafetensors } from "../../model/safetensors.js";
 import { encodeT5Config, type T5Config, t5Config, t5ConfigOf } from "../../model/t5/config.js";
 import { bucketIndex, positionBucket } from "../../model/t5/position.js";
 import { T5Encoder } from "../../model/t5/t5.js";
@@ -169,6 +170,12 @@ test("names of a whole T5 load too, and others are told", async () => {
   };
   assert.is((await model.loadStateDict(whole)).loaded.length, 21);
   assert.equal([...(await model.shared.weight.data())], [...table.data]);
+  // What is saved has the names of an encoder alone, and every bit.
+  const sink = memorySink();
+  await writeSafetensors(sink, model.entries());
+  const saved = await openSafetensors(sink.bytes());
+  assert.equal([...saved.tensors.keys()].sort(), Object.keys(part("weights.")).sort());
+  for (const [name, { data }] of Object.entries(part("weights."))) assert.equal(await saved.float32(name), data, name);
   const { "encoder.final_layer_norm.weight": norm, ...short } = whole as Record<string, Golden>;
   await rejects(() => model.loadStateDict(short), "missing: encoder.final_layer_norm.weight");
   await rejects(() => model.loadStateDict({ ...whole, "encoder.final_layer_norm.wieght": norm }), "did you mean");

