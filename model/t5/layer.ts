@@ -1,8 +1,8 @@
 import {
   add,
-  max,
   type Engine,
   geluTanh,
+  max,
   mul,
   rmsNorm,
   scaledDotProductAttention,
