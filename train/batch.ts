@@ -1,4 +1,4 @@
-import type { TextEncoder } from "../model/text/encoder.js";
+import type { Encoded, TextEncoder } from "../model/text/encoder.js";
 import type { Dataset } from "./data/dataset.js";
 import { drawsOf } from "./data/draws.js";
 
@@ -52,7 +52,8 @@ export class Batches {
     private readonly dataset: Dataset,
     private readonly text: TextEncoder,
     private readonly options: BatchOptions,
-    private readonly language?: TextEncoder,
+    /** What a language model makes of captions, for models that read one. */
+    private readonly language?: (captions: string[]) => Promise<Encoded>,
   ) {}
 
   async get(index: number): Promise<Batch> {
@@ -75,7 +76,7 @@ export class Batches {
     });
     const captions = samples.map((s) => s.caption);
     const encoded = await this.text.encode(captions);
-    const spoken = await this.language?.encode(captions);
+    const spoken = await this.language?.(captions);
     // One draw a sample, cut into intervals: both captions, the language caption alone, none.
     const draws = numbers.map((n) => drawsOf(seed, n, DROP).next());
     const below = (limit: number) => Uint32Array.from(draws, (r) => (r < limit ? 1 : 0));

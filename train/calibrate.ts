@@ -3,7 +3,7 @@ import { Batches } from "./batch.js";
 import type { Config } from "./config.js";
 import { dropoutOf, lossOf } from "./loop.js";
 import { AdamW, EMA } from "./optim.js";
-import { newSetup } from "./setup.js";
+import { languageReader, newSetup } from "./setup.js";
 import type { Source } from "./source.js";
 
 /**
@@ -20,11 +20,8 @@ export async function secondsPerStep(
   const setup = await newSetup(engine, config, source);
   const parameters = Object.fromEntries(setup.model.namedParameters());
   const [optimizer, ema] = [new AdamW(parameters), new EMA(parameters, config.ema)];
-  const batches = new Batches(source.dataset, setup.text, {
-    batchSize: config.train.batchSize,
-    ...dropoutOf(config, setup),
-    seed: config.run.seed,
-  });
+  const options = { batchSize: config.train.batchSize, ...dropoutOf(config, setup), seed: config.run.seed };
+  const batches = new Batches(source.dataset, setup.text, options, languageReader(setup));
   const step = async (i: number) => {
     const batch = await batches.get(i);
     const start = performance.now();

@@ -2,7 +2,7 @@ import { Key } from "../engine/index.js";
 import { Batches } from "./batch.js";
 import { WorldDataset } from "./data/stream.js";
 import { batchLoss } from "./loop.js";
-import type { Setup } from "./setup.js";
+import { languageReader, type Setup } from "./setup.js";
 import type { Source } from "./source.js";
 
 /** Clips whose mean loss is taken. */
@@ -17,7 +17,7 @@ export async function heldOutLoss(setup: Setup, { composed }: Source): Promise<n
   const { engine } = setup.model;
   const dataset = new WorldDataset(world, sprites, { seed: SEED, part: "heldOut" });
   const options = { batchSize: BATCH, conditionDropout: 0, languageDropout: 0, seed: SEED };
-  const batches = new Batches(dataset, setup.text, options, setup.language);
+  const batches = new Batches(dataset, setup.text, options, languageReader(setup));
   let sum = 0;
   for (let n = 0; n < CLIPS / BATCH; n++) {
     const batch = await batches.get(n);

@@ -19,7 +19,7 @@ import { sampleSheet } from "./preview.js";
 import { Progress } from "./progress.js";
 import { rateOf } from "./rate.js";
 import type { RunFolder } from "./run.js";
-import { newSetup, type Setup, savedSetup } from "./setup.js";
+import { languageReader, newSetup, type Setup, savedSetup } from "./setup.js";
 import type { Source } from "./source.js";
 import { checkSameRun, exportModel, restoreState, saveState, type TrainState, trainedParameters } from "./state.js";
 import { EventLog } from "./tfevents.js";
@@ -120,7 +120,7 @@ export async function train(
     source.dataset,
     setup.text,
     { batchSize: plan.batchSize, ...dropoutOf(config, setup), seed: run.seed },
-    setup.language,
+    languageReader(setup),
   );
   const noise = Key.from(run.seed).fold(1);
   const log = new JsonLog(folder.file("log.jsonl"), from && state.step);

@@ -35,3 +35,11 @@ export function wordTable(): Uint8Array {
 export function wordEncoder(options: WordEncoderOptions = {}): WordEncoder {
   return new WordEncoder(wordTable(), options);
 }
+
+/** Bytes of the small language model that ships in the package (model/text/language.safetensors), for `openLanguage`. */
+export function languageModel(): Uint8Array {
+  return readFileSync(join(packageRoot(), "model/text/language.safetensors"));
+}
+
+/** Where the encoders that ship in the package are, for `openEncoder` and `languageOf`. */
+export const encoderAssets = { words: wordTable, language: languageModel };

@@ -2,7 +2,7 @@ import { normal, type Tensor } from "../../engine/index.js";
 import { Key } from "../../engine/random/key.js";
 import { Batches } from "../batch.js";
 import { languageInput } from "../loop.js";
-import type { Setup } from "../setup.js";
+import { languageReader, type Setup } from "../setup.js";
 import type { Source } from "../source.js";
 
 /** Whether two models' outputs agree. */
@@ -20,7 +20,7 @@ export interface Unchanged {
 export async function unchanged(base: Setup, grown: Setup, source: Source): Promise<Unchanged> {
   const { engine } = base.model;
   const options = { batchSize: 4, conditionDropout: 0, languageDropout: 0, seed: 0 };
-  const batch = await new Batches(source.dataset, grown.text, options, grown.language).get(0);
+  const batch = await new Batches(source.dataset, grown.text, options, languageReader(grown)).get(0);
   const outputs = ({ model, codec, objective }: Setup): Tensor =>
     engine.noGrad(() =>
       engine.scope(() => {
