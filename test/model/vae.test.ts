@@ -1,78 +1,30 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { createEngine, Key, normal, type Tensor, upsampleNearest } from "../../engine/index.js";
+import { createEngine, Key, normal, upsampleNearest } from "../../engine/index.js";
 import { attend } from "../../model/vae/blocks.js";
 import { encodeVaeConfig, SD_VAE, vaeConfig, vaeConfigOf } from "../../model/vae/config.js";
 import { axisTiles, inTiles, shares } from "../../model/vae/tiles.js";
 import { AutoencoderKL, klDivergence } from "../../model/vae/vae.js";
 import { AdamW } from "../../train/optim.js";
 import { rejects } from "../files/throws.js";
-import { type Golden, golden } from "../golden.js";
+import { golden } from "../golden.js";
 import { near, relNorm } from "./compare.js";
+import { checkVae, goldenVae } from "./vae-checks.js";
 
 const test = suite("vae");
 const engine = await createEngine();
-const weights = await golden("vae_weights");
-const { tensors: io } = await golden("vae_io");
-const { tensors: grads } = await golden("vae_grads");
-const GOLDEN = JSON.parse(weights.metadata.cfg);
-const config = vaeConfig({
-  channels: GOLDEN.channels,
-  layersPerBlock: GOLDEN.layers_per_block,
-  groups: GOLDEN.groups,
-  latentChannels: GOLDEN.latent,
-});
-const own: Record<string, Golden> = Object.fromEntries(
-  Object.entries(weights.tensors).map(([name, t]) => [name.replace(/^weights\./, ""), t]),
-);
-const upload = (t: Golden) => engine.tensor(t.data, t.shape);
+const [weights, io, grads] = await Promise.all(["vae_weights", "vae_io", "vae_grads"].map((name) => golden(name)));
+const { config, weights: own } = goldenVae(weights);
+const upload = (name: string) => engine.tensor(io.tensors[name].data, io.tensors[name].shape);
 
 const vae = new AutoencoderKL(engine, config);
-const report = await vae.loadStateDict(own);
+await vae.loadStateDict(own);
 
-test("the golden autoencoder: names, moments, latents, pictures, parts", async () => {
-  assert.is(report.loaded.length, 124);
-  const worst: string[] = [];
-  const check = async (name: string, t: Tensor) => worst.push((await near(name, t, io[name], 2e-5)).toExponential(1));
-  await engine.noGrad(async () => {
-    const moments = vae.encode(upload(io["in.image"]));
-    await check("out.mean", moments.mean);
-    await check("out.logvar_clamped", moments.logvar);
-    await check("out.latent_sample_scaled", vae.latent(moments, upload(io["in.eps"])));
-    await check("out.decoded", vae.decode(upload(io["in.latent_scaled"])));
-    const x = upload(io["piece.in"]);
-    const [first, second] = vae.decoder.upBlocks;
-    await check("piece.resnet_up1_0", second.resnets[0].forward(x));
-    await check("piece.mid_attn", vae.decoder.midBlock.attentions[0].forward(x));
-    await check("piece.upsample_up0", first.upsamplers[0].forward(x));
-    await check(
-      "piece.downsample_down0",
-      vae.encoder.downBlocks[0].downsamplers[0].forward(upload(io["piece.down_in"])),
-    );
-  });
-  console.log(`\n  abs ${worst.join(" ")}`);
-});
-
-test("every gradient of the golden autoencoder", async () => {
-  const x = upload(io["in.image"]).setRequiresGrad();
-  const z = upload(io["in.latent_scaled"]).setRequiresGrad();
-  const latent = vae.latent(vae.encode(x), upload(io["in.eps"]));
-  const loss = latent
-    .mul(upload(io["in.rand_latent"]))
-    .mean()
-    .add(vae.decode(z).mul(upload(io["in.rand_image"])).mean());
-  loss.backward();
-  const worst = await near("grad_in.image", x.grad!, io["grad_in.image"], 1e-4, relNorm);
-  await near("grad_in.latent_scaled", z.grad!, io["grad_in.latent_scaled"], 1e-4, relNorm);
-  let most = worst;
-  for (const [name, p] of vae.namedParameters()) {
-    const expected = grads[`grad.${name}`];
-    // Keys' shared part cancels in the softmax: the true gradient is 0.
-    if (name.endsWith("to_k.bias")) await near(name, p.grad!, expected, 1e-7);
-    else most = Math.max(most, await near(name, p.grad!, expected, 1e-4, relNorm));
-  }
-  vae.zeroGrad();
-  console.log(`\n  norm ${most.toExponential(1)}`);
+test("the golden autoencoder: moments, latents, pictures, layers and every gradient", async () => {
+  const { checks, worst, failures } = await checkVae(engine, { weights, io, grads });
+  console.log(`\n  ${Object.entries(worst).map(([kind, off]) => `${kind} ${off.toExponential(1)}`)}`);
+  assert.is(failures.join("\n"), "");
+  assert.is(checks, 8 + 2 + 124);
 });
 
 test("old names of the attention's layers give the same pictures", async () => {
@@ -89,7 +41,7 @@ test("old names of the attention's layers give the same pictures", async () => {
   assert.is(Object.keys(old).filter((name) => /query|key|value|proj_attn/.test(name)).length, 16);
   const other = new AutoencoderKL(engine, config);
   await other.loadStateDict(old);
-  const z = upload(io["in.latent_scaled"]);
+  const z = upload("in.latent_scaled");
   const [a, b] = engine.noGrad(() => [vae.decode(z), other.decode(z)]);
   assert.equal(await a.data(), await b.data());
   other.dispose();
@@ -99,12 +51,12 @@ test("f16 storage", async () => {
   if (!engine.has("shader-f16")) return;
   const half = new AutoencoderKL(engine, config, { dtype: "f16" });
   await half.loadStateDict(own);
-  const moments = engine.noGrad(() => half.encode(upload(io["in.image"])));
-  const again = engine.noGrad(() => half.decode(upload(io["in.latent_scaled"])));
+  const moments = engine.noGrad(() => half.encode(upload("in.image")));
+  const again = engine.noGrad(() => half.decode(upload("in.latent_scaled")));
   assert.is(again.dtype, "f32");
   const off = [
-    await near("mean", moments.mean, io["out.mean"], 1e-2, relNorm),
-    await near("decoded", again, io["out.decoded"], 1e-2, relNorm),
+    await near("mean", moments.mean, io.tensors["out.mean"], 1e-2, relNorm),
+    await near("decoded", again, io.tensors["out.decoded"], 1e-2, relNorm),
   ];
   console.log(`\n  norm ${off.map((v) => v.toExponential(1)).join(" ")}`);
   half.dispose();
