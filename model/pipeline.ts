@@ -4,12 +4,14 @@ import { ddim } from "./diffusion/ddim.js";
 import { ddpm } from "./diffusion/ddpm.js";
 import { dpmSolver } from "./diffusion/dpm.js";
 import type { Flow } from "./diffusion/flow.js";
-import { guided } from "./diffusion/guidance.js";
+import { checkScale, type GuidanceParts, guided } from "./diffusion/guidance.js";
 import type { Objective } from "./diffusion/objective.js";
 import { euler, heun } from "./diffusion/ode.js";
 import type { Predict, Step } from "./diffusion/walk.js";
 import type { STDiT } from "./stdit.js";
-import type { TextEncoder } from "./text/encoder.js";
+import type { Encoded, TextEncoder } from "./text/encoder.js";
+import { formPrompts, type PromptForm } from "./text/form.js";
+import { type Recaptioner, RuleRecaptioner } from "./text/recaption.js";
 
 export type SamplerName = "ddpm" | "ddim" | "dpm-solver++" | "euler" | "heun";
 
@@ -23,6 +25,12 @@ export interface Pipeline {
   codec: Codec;
   objective: Objective;
   text: TextEncoder;
+  /** What a model's language branch reads. */
+  language?: TextEncoder;
+  /** In which form it reads prompts, as it did in training. Default "S": as they are. */
+  promptForm?: PromptForm;
+  /** Makes the long captions that the other forms need, where a request brings none. Default: by rules. */
+  recaptioner?: Recaptioner;
 }
 
 /** One request for clips; with the same checkpoint it describes them completely. */
@@ -34,6 +42,20 @@ export interface SampleRequest {
   steps?: number;
   /** Weight of the caption; 1 guides nothing. Default 1.5. */
   guidance?: number;
+  /** Weight of what the language model read, for models with a language branch. Default 2. */
+  languageGuidance?: number;
+  /** What the language model reads of each prompt: it, a long one, or both. Default: the pipeline's, "L" with `longPrompts`. */
+  promptForm?: PromptForm;
+  /** The long prompt of each prompt; default: the recaptioner's. */
+  longPrompts?: string[];
+  /** How the outputs of a guided step are run. Default "auto": in one batch as long as memory allows. */
+  parts?: GuidanceParts;
+  /** Weight of what the language model made of the prompt, for models with a language branch. Default: `guidance`. */
+  languageGuidance?: number;
+  /** Long captions, one a prompt, for the language model; by default the pipeline's recaptioner makes them. */
+  longPrompts?: string[];
+  /** What the language model reads: the prompts (S), long captions (L), or both (SL). Default: the pipeline's form. */
+  promptForm?: PromptForm;
   /** How many latent channels are guided. Default "all". */
   cfgChannels?: number | "all";
   /** Noise added at each step by ddim, 0 … 1. Default 0. */
@@ -76,6 +98,19 @@ export function videoShape(
 /** A side that every codec's patch divides. */
 const SCALE = 5040;
 
+/** @throws ConfigError for a sampler that does not fit the objective, or an eta that it has no use for */
+function checkSampler(name: SamplerName, objective: Objective, eta: number): void {
+  const known = samplersOf(objective);
+  if (!known.includes(name)) {
+    const guess = nearest(name, known);
+    throw new ConfigError(
+      `sample: sampler "${name}" does not fit a model trained with ${objective.kind}; ${guess ? `did you mean "${guess}"?` : "take"} (${known.join(", ")})`,
+    );
+  }
+  if (eta !== 0 && name !== "ddim")
+    throw new ConfigError(`sample: eta has no use with sampler "${name}"; only ddim adds noise by it.`);
+}
+
 /** The sampler of a name, over a predictor. */
 function walk(
   name: SamplerName,
@@ -87,15 +122,6 @@ function walk(
   signal?: AbortSignal,
 ): AsyncGenerator<Step, void> {
   const { steps = 16, eta = 0 } = request;
-  const known = samplersOf(objective);
-  if (!known.includes(name)) {
-    const guess = nearest(name, known);
-    throw new ConfigError(
-      `sample: sampler "${name}" does not fit a model trained with ${objective.kind}; ${guess ? `did you mean "${guess}"?` : "take"} (${known.join(", ")})`,
-    );
-  }
-  if (eta !== 0 && name !== "ddim")
-    throw new ConfigError(`sample: eta has no use with sampler "${name}"; only ddim adds noise by it.`);
   if (objective.kind === "flow")
     return (name === "euler" ? euler : heun)(predict, noise, { steps, shift: (objective as Flow).shift, signal });
   const predicts = objective.kind === "v" ? "v" : "eps";
@@ -104,9 +130,86 @@ function walk(
   return dpmSolver(predict, noise, { steps, predicts, signal });
 }
 
+/** Options of a request that only a language branch has a use for. */
+const LANGUAGE_OPTIONS = ["languageGuidance", "promptForm", "longPrompts"] as const;
+
+/** How much of each prompt the language model reads. */
+const formOf = (pipeline: Pick<Pipeline, "promptForm">, { promptForm: asked, longPrompts }: SampleRequest) => {
+  if (asked !== undefined) return promptForm(asked);
+  const usual = pipeline.promptForm ?? "S";
+  return usual === "S" && longPrompts !== undefined ? "L" : usual;
+};
+
+/**
+ * Refuses a request before anything is encoded.
+ * @throws ConfigError saying what cannot be
+ */
+function checkRequest(pipeline: Pipeline, request: SampleRequest): void {
+  const { model, objective, text, language } = pipeline;
+  const { prompts, sampler = samplersOf(objective)[0], eta = 0, longPrompts } = request;
+  checkPrompts(prompts, true);
+  checkSampler(sampler, objective, eta);
+  checkScale("scale", request.guidance ?? GUIDANCE);
+  const { captionChannels, maxLength, languageChannels, languageLength } = model.config;
+  checkWidth("captions", text, captionChannels, maxLength);
+  if (!languageChannels) {
+    const given = LANGUAGE_OPTIONS.find((name) => request[name] !== undefined);
+    if (given)
+      throw new ConfigError(
+        `sample: ${given} has no use: the model has no language branch; leave it out, or add the branch with addLanguage.`,
+      );
+    return;
+  }
+  if (!language)
+    throw new ConfigError(
+      "sample: the model has a language branch: the pipeline has no language model for it to read; give one as language, such as openLanguage's.",
+    );
+  checkWidth("language captions", language, languageChannels, languageLength);
+  checkScale("language scale", request.languageGuidance ?? LANGUAGE_GUIDANCE);
+  const form = formOf(pipeline, request);
+  if (longPrompts === undefined) return;
+  checkPrompts(longPrompts);
+  if (longPrompts.length !== prompts.length)
+    throw new ConfigError(
+      `sample: there must be a long prompt for each prompt: got ${longPrompts.length} for ${prompts.length}.`,
+    );
+  if (form === "S")
+    throw new ConfigError(
+      'sample: long prompts have no use with prompt form "S", which is the short prompt alone; take "L" or "SL".',
+    );
+}
+const GUIDANCE = 1.5;
+const LANGUAGE_GUIDANCE = 2;
+
+function checkWidth(what: string, { dim, maxLength }: TextEncoder, channels: number, most: number): void {
+  if (dim !== channels)
+    throw new ConfigError(
+      `sample: the model's ${what} are ${channels} wide: those of the encoder given are ${dim}; give the encoder that it was trained with.`,
+    );
+  if (maxLength > most)
+    throw new ConfigError(
+      `sample: the model's ${what} have at most ${most} vectors: the encoder given makes ${maxLength}; open it with maxLength ${most}.`,
+    );
+}
+
+/**
+ * What the language model of a pipeline is to read of a request: each prompt in the form that is asked for.
+ * @throws ConfigError for a form that is none, or what the recaptioner throws
+ */
+export async function languagePrompts(
+  pipeline: Pick<Pipeline, "promptForm" | "recaptioner">,
+  request: SampleRequest,
+  signal?: AbortSignal,
+): Promise<string[]> {
+  const { prompts, longPrompts } = request;
+  const form = formOf(pipeline, request);
+  if (longPrompts) return prompts.map((short, i) => inForm(form, short, longPrompts[i]));
+  return formPrompts(prompts, form, pipeline.recaptioner ?? new RuleRecaptioner(), signal);
+}
+
 /**
  * Samples clips, step by step: prompts are encoded, noise is walked to data under guidance, and each step can be looked
- * at as a video.
+ * at as a video. Models with a language branch are guided by two scales, one for each caption.
  * @param signal stops before the next step with AbortedError
  * @throws ConfigError for prompts or options that cannot be, ShapeError for sizes that do not fit
  */
@@ -115,22 +218,33 @@ export async function* sampleClips(
   request: SampleRequest,
   signal?: AbortSignal,
 ): AsyncGenerator<Progress, void> {
-  const { model, codec, objective, text } = pipeline;
+  const { model, codec, objective, text, language } = pipeline;
   const { engine } = model;
-  const { guidance = 1.5, cfgChannels, seed = 0, sampler = samplersOf(objective)[0] } = request;
-  const encoded = await text.encode(request.prompts);
+  const { cfgChannels, parts, seed = 0, sampler = samplersOf(objective)[0] } = request;
+  checkRequest(pipeline, request);
   const shape = codec.latentShape(videoShape(pipeline, request));
   const key = Key.from(seed);
+  const first = await text.encode(request.prompts);
+  const branched = model.config.languageChannels > 0;
+  const second = branched ? await language!.encode(await languagePrompts(pipeline, request, signal)) : undefined;
   const held: Tensor[] = [];
   const hold = <T extends Tensor>(t: T): T => {
     held.push(t.keep());
     return t;
   };
+  const upload = ({ embeddings, mask, shape }: Encoded) => ({
+    y: hold(engine.tensor(embeddings, shape)), // [B, L, D]
+    mask: hold(engine.tensor(mask, shape.slice(0, 2))), // [B, L]
+  });
   try {
-    const y = hold(engine.tensor(encoded.embeddings, encoded.shape)); // [B, L, D]
-    const mask = hold(engine.tensor(encoded.mask, encoded.shape.slice(0, 2))); // [B, L]
+    const { y, mask } = upload(first);
     const noise = hold(engine.noGrad(() => noiseOf(engine, key, shape))); // [B, C, T, H, W]
-    const predict = guided(model, y, mask, { scale: guidance, cfgChannels });
+    const predict = guided(model, y, mask, {
+      scale: request.guidance ?? GUIDANCE,
+      cfgChannels,
+      parts,
+      ...(second && { language: upload(second), languageScale: request.languageGuidance ?? LANGUAGE_GUIDANCE }),
+    });
     for await (const step of walk(sampler, predict, noise, objective, request, key.fold(2), signal)) {
       const last = step.i === step.steps - 1;
       const believed = last ? step.x : step.x0;

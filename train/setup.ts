@@ -9,9 +9,9 @@ import type { Objective } from "../model/diffusion/objective.js";
 import { Velocity } from "../model/diffusion/velocity.js";
 import type { Pipeline } from "../model/pipeline.js";
 import { STDiT } from "../model/stdit.js";
-import type { Encoded, TextEncoder } from "../model/text/encoder.js";
-import { formPrompts, type PromptForm } from "../model/text/form.js";
-import { type Recaptioner, RuleRecaptioner } from "../model/text/recaption.js";
+import type { Encoded } from "../model/text/encoder.js";
+import { formPrompts } from "../model/text/form.js";
+import { RuleRecaptioner } from "../model/text/recaption.js";
 import type { WordEncoder } from "../model/text/words.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Config } from "./config.js";
@@ -28,10 +28,6 @@ const FIT = 192;
 export interface Setup extends Pipeline {
   /** What the model's files say of its encoders, and the vocabulary that travels with it. */
   about: Pick<ModelContent, "text" | "vectors">;
-  /** What the model's language branch reads, and in which form it is given captions. */
-  language?: TextEncoder;
-  promptForm?: PromptForm;
-  recaptioner?: Recaptioner;
   dispose(): void;
 }
 
