@@ -27,6 +27,15 @@ export { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder, timestepCode
 export type { FolderLocation } from "./files/folder.js";
 export { forwardFlops } from "./flops.js";
 export {
+  type Imported,
+  type OpenSoraOptions,
+  openOpenSora,
+  type SaveOpenSoraOptions,
+  saveOpenSora,
+} from "./foreign/opensora.js";
+export { initFromPixArt, type PixArtOptions } from "./foreign/pixart.js";
+export { describeImport, type ImportReport, importReport } from "./foreign/report.js";
+export {
   describeGrowth,
   type GrowthMode,
   type GrowthOptions,
