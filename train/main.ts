@@ -10,7 +10,19 @@ const commands: Record<string, { summary: string; load: () => Promise<{ run(args
     summary: "train a model on composed clips, a folder or a CSV of videos",
     load: () => import("./commands/train.js"),
   },
+  grow: {
+    summary: "add blocks or a language branch to a trained model without changing its outputs",
+    load: () => import("./commands/grow.js"),
+  },
   sample: { summary: "sample clips of a checkpoint from prompts", load: () => import("./commands/sample.js") },
+  encode: {
+    summary: "encode captions and clips once, into a cache that training reads",
+    load: () => import("./commands/encode.js"),
+  },
+  inspect: {
+    summary: "what a safetensors file holds: tensors, metadata, growth, gates, adapters",
+    load: () => import("./commands/inspect.js"),
+  },
   doctor: {
     summary: "which adapters are here, what they can do, and what to install for more",
     load: () => import("./commands/doctor.js"),

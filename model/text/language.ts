@@ -116,7 +116,7 @@ export async function openLlama(
 }
 
 /** Vectors a prompt of the embedded model: its captions and the template around them fit. */
-const EMBEDDED_LENGTH = 24;
+export const EMBEDDED_LENGTH = 24;
 
 /**
  * Opens a language model that lies in one safetensors file with its `config`, `tokenizer` and `tokenizer_config` (the

@@ -5,7 +5,7 @@ import { FileError } from "../files/source.js";
 import { encodeFloat32, openSafetensors, type SafetensorsLocation } from "../safetensors.js";
 import { openWeights, weightsPrint } from "../weights.js";
 import type { TextEncoder } from "./encoder.js";
-import { openLanguage, openLlama } from "./language.js";
+import { EMBEDDED_LENGTH, openLanguage, openLlama } from "./language.js";
 import { encoderOf } from "./open.js";
 import { openT5 } from "./t5.js";
 import { fnv1a } from "./table.js";
@@ -87,6 +87,16 @@ const needs = (engine: Engine | undefined): Engine => {
 
 const LANGUAGE_OPTIONS = ["maxLength", "dtype", "layer", "template"] as const;
 
+/** What encoders do where nothing is said, so that saying it makes no other fingerprint. */
+const T5_DEFAULTS = { maxLength: 120, dtype: "f32", clean: true };
+const LLAMA_DEFAULTS = { maxLength: 256, dtype: "f32", layer: -1, template: true };
+
+/** A fingerprint of weights and options, in one order of options. */
+function fingerprintOf(kind: string, print: string, defaults: object, options: object): string {
+  const all = Object.entries({ ...defaults, ...options }).sort(([a], [b]) => (a < b ? -1 : 1));
+  return `${kind} ${print} ${all.map(([key, value]) => `${key} ${value}`).join(" ")}`;
+}
+
 async function findFile(
   spec: EncoderSpec,
   location: SafetensorsLocation,
@@ -108,7 +118,7 @@ async function findFile(
     const print = await weightsPrint(file, [config, tokenizer, settings].map(utf8));
     return {
       kind: "llama",
-      fingerprint: `language ${print} ${JSON.stringify(options)}`,
+      fingerprint: fingerprintOf("language", print, { ...LLAMA_DEFAULTS, maxLength: EMBEDDED_LENGTH }, options),
       needsEngine: true,
       open: (engine) => openLanguage(needs(engine), location, options),
     };
@@ -171,7 +181,7 @@ async function findFolder(spec: EncoderSpec, folder: Folder): Promise<FoundEncod
     );
     return {
       kind: family,
-      fingerprint: `${family} ${print} ${JSON.stringify(options)}`,
+      fingerprint: fingerprintOf(family, print, isT5 ? T5_DEFAULTS : LLAMA_DEFAULTS, options),
       needsEngine: true,
       open: (engine) =>
         isT5 ? openT5(needs(engine), spec.encoder, options) : openLlama(needs(engine), spec.encoder, options),

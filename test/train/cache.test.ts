@@ -153,6 +153,19 @@ text("a refused prompt is named by its place in the caller's batch, and the othe
   await refused(open(fresh(), encoder.lazy(""), {}), ConfigError, /fingerprint/);
 });
 
+text("closing gives an opened encoder's memory back, and opens none for it", async () => {
+  const folder = fresh();
+  let disposed = 0;
+  const encoder = Object.assign(new Counted(), { dispose: () => void disposed++, settings: { layer: -2 } });
+  for (const prompts of [["a dog"], ["a dog"], ["a cat"]]) {
+    const cached = await CachedTextEncoder.open(folder, encoder.lazy());
+    await cached.encode(prompts);
+    assert.equal(cached.settings, { layer: -2 });
+    await cached.close();
+  }
+  assert.equal([encoder.opened, disposed], [2, 2]);
+});
+
 text("batches that run at once encode no prompt twice", async () => {
   const encoder = new Counted();
   const cached = await open(fresh(), encoder.lazy());
@@ -262,14 +275,19 @@ text("what killed processes left aside is swept; a living one's lock keeps a sec
   const cached = await open(folder, new Counted().lazy());
   const sleeper = spawn(process.execPath, ["-e", "setTimeout(() => {}, 60000)"]);
   await writeFile(join(place, "lock"), `${sleeper.pid}\n`);
-  await refused(cached.hold(), ConfigError, /process \d+ is writing into .*; wait for it/);
+  await refused(
+    open(folder, new Counted().lazy(), { exclusive: true }),
+    ConfigError,
+    /process \d+ is writing into .*; wait for it/,
+  );
   // A trainer still stores: shards need no lock, and the index is made up later.
   await cached.fill(["a new one"]);
   const before = await readFile(join(place, "index.json"), "utf8");
   sleeper.kill("SIGKILL");
   await new Promise((resolve) => sleeper.on("exit", resolve));
-  await cached.hold();
-  await cached.fill(["another"]);
+  const alone = await open(folder, new Counted().lazy(), { exclusive: true });
+  await alone.fill(["another"]);
+  await alone.close();
   await cached.close();
   assert.not.equal(await readFile(join(place, "index.json"), "utf8"), before);
   assert.equal(

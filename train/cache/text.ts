@@ -1,5 +1,6 @@
-import { ConfigError } from "../../engine/errors.js";
+import { AbortedError, ConfigError } from "../../engine/errors.js";
 import { checkPrompts, type Encoded, type TextEncoder } from "../../model/text/encoder.js";
+import type { OpenEncoder } from "../../model/text/spec.js";
 import { CacheStore, type Entry, keyOf, type StoreOptions } from "./store.js";
 
 /** Prompts encoded at a time. */
@@ -9,13 +10,15 @@ const BATCH = 16;
 export interface LazyEncoder {
   /** Identifies weights, tokenizer, length and whatever else changes a vector. */
   fingerprint: string;
-  open(): TextEncoder | Promise<TextEncoder>;
+  open(): OpenEncoder | Promise<OpenEncoder>;
 }
 
 /** Options of `CachedTextEncoder.open`. */
 export interface CachedTextOptions extends StoreOptions {
   /** Prompts that the encoder is given at a time; default 16. */
   batch?: number;
+  /** Keep other processes from encoding the same until `close`; default false. */
+  exclusive?: boolean;
 }
 
 /** What a cache knows of its encoder. */
@@ -62,7 +65,7 @@ export class CachedTextEncoder implements TextEncoder {
   readonly fingerprint: string;
   /** What the encoder says of itself, such as a language model's layer. */
   readonly settings: Readonly<Record<string, unknown>> | undefined;
-  private encoder: Promise<TextEncoder> | undefined;
+  private encoder: Promise<OpenEncoder> | undefined;
   private working: Promise<unknown> = Promise.resolve();
 
   private constructor(
@@ -81,20 +84,27 @@ export class CachedTextEncoder implements TextEncoder {
    * Opens the part of a cache that belongs to an encoder. A cache that has nothing of it opens the encoder at once, to
    * learn its width and length.
    * @param root the cache's folder
-   * @throws ConfigError for an option that cannot be, and what the encoder's own opening throws
+   * @throws ConfigError for an option that cannot be or when another process encodes the same, and what the encoder's own opening throws
    */
   static async open(root: string, lazy: LazyEncoder, options: CachedTextOptions = {}): Promise<CachedTextEncoder> {
-    const { batch = BATCH, ...rest } = options;
+    const { batch = BATCH, exclusive = false, ...rest } = options;
     if (!(Number.isInteger(batch) && batch >= 1))
       throw new ConfigError(`cache: batch must be a whole number from 1: ${batch}; 16 is usual`);
     if (lazy.fingerprint === "")
       throw new ConfigError("cache: the encoder must have a fingerprint: it has none; give it one");
     const store = await CacheStore.open(root, { kind: "text", fingerprint: lazy.fingerprint }, rest);
-    let opened: (Described & TextEncoder) | undefined;
-    if (store.about === undefined) {
-      opened = await lazy.open();
-      const { dim, maxLength, fingerprint, settings } = opened;
-      store.describe({ dim, maxLength, ...(fingerprint && { fingerprint }), ...(settings && { settings }) });
+    let opened: (Described & OpenEncoder) | undefined;
+    try {
+      // Before the encoder is opened, which may take long.
+      if (exclusive) await store.hold();
+      if (store.about === undefined) {
+        opened = await lazy.open();
+        const { dim, maxLength, fingerprint, settings } = opened;
+        store.describe({ dim, maxLength, ...(fingerprint && { fingerprint }), ...(settings && { settings }) });
+      }
+    } catch (error) {
+      await store.close();
+      throw error;
     }
     const { dim, maxLength } = store.about as unknown as Described;
     const cached = new CachedTextEncoder(lazy, store, batch, dim, maxLength);
@@ -123,7 +133,8 @@ export class CachedTextEncoder implements TextEncoder {
   }
 
   async encode(prompts: string[]): Promise<Encoded> {
-    checkPrompts(prompts);
+    // Whether a prompt may be empty is for the encoder to say.
+    checkPrompts(prompts, true);
     const { dim, maxLength } = this;
     const entries = new Map<string, Entry>();
     for (const prompt of new Set(prompts)) {
@@ -165,7 +176,7 @@ export class CachedTextEncoder implements TextEncoder {
   /**
    * Encodes the prompts that are not kept yet.
    * @param onDone is told how many of the distinct prompts are done, from those that are kept
-   * @throws what the encoder throws; results so far are kept
+   * @throws what the encoder throws, AbortedError where the signal says so; results so far are kept
    */
   async fill(
     prompts: readonly string[],
@@ -176,7 +187,13 @@ export class CachedTextEncoder implements TextEncoder {
     const missing = distinct.filter((prompt) => !this.has(prompt));
     let done = distinct.length - missing.length;
     onDone(done);
-    for (let at = 0; at < missing.length && !signal?.aborted; at += this.batch) {
+    for (let at = 0; at < missing.length; at += this.batch) {
+      if (signal?.aborted) {
+        await this.store.flush();
+        throw new AbortedError(
+          `encode: stopped after ${done} of ${distinct.length} captions; the same command goes on after them`,
+        );
+      }
       const part = missing.slice(at, at + this.batch);
       await this.add(part, (prompt) => prompts.indexOf(prompt));
       done += part.length;
@@ -185,14 +202,17 @@ export class CachedTextEncoder implements TextEncoder {
     await this.store.flush();
   }
 
-  /** Keeps other processes from encoding the same until `close`. Throws ConfigError when one does. */
-  hold(): Promise<void> {
-    return this.store.hold();
+  /** Writes new results and gives the memory of the encoder back, where it was opened. */
+  async close(): Promise<void> {
+    const encoder = await this.encoder?.catch(() => undefined);
+    this.encoder = undefined;
+    encoder?.dispose?.();
+    await this.store.close();
   }
 
-  /** Writes new results; the encoder belongs to whoever opened it. */
-  close(): Promise<void> {
-    return this.store.close();
+  /** As `close`, for owners that cannot wait; a failure to write is told on stderr. */
+  dispose(): void {
+    this.close().catch((error: Error) => console.warn(error.message));
   }
 
   /** Encodes new prompts and keeps them. One call at a time: encoders share one GPU, and no prompt is encoded twice. */
