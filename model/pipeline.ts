@@ -9,8 +9,8 @@ import type { Objective } from "./diffusion/objective.js";
 import { euler, heun } from "./diffusion/ode.js";
 import type { Predict, Step } from "./diffusion/walk.js";
 import type { STDiT } from "./stdit.js";
-import type { Encoded, TextEncoder } from "./text/encoder.js";
-import { formPrompts, type PromptForm } from "./text/form.js";
+import { checkPrompts, type Encoded, type TextEncoder } from "./text/encoder.js";
+import { formPrompts, inForm, type PromptForm, promptForm } from "./text/form.js";
 import { type Recaptioner, RuleRecaptioner } from "./text/recaption.js";
 
 export type SamplerName = "ddpm" | "ddim" | "dpm-solver++" | "euler" | "heun";
@@ -50,12 +50,6 @@ export interface SampleRequest {
   longPrompts?: string[];
   /** How the outputs of a guided step are run. Default "auto": in one batch as long as memory allows. */
   parts?: GuidanceParts;
-  /** Weight of what the language model made of the prompt, for models with a language branch. Default: `guidance`. */
-  languageGuidance?: number;
-  /** Long captions, one a prompt, for the language model; by default the pipeline's recaptioner makes them. */
-  longPrompts?: string[];
-  /** What the language model reads: the prompts (S), long captions (L), or both (SL). Default: the pipeline's form. */
-  promptForm?: PromptForm;
   /** How many latent channels are guided. Default "all". */
   cfgChannels?: number | "all";
   /** Noise added at each step by ddim, 0 … 1. Default 0. */

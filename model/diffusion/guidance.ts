@@ -1,5 +1,4 @@
 import { add, ConfigError, cat, checkOptions, OutOfMemoryError, split, sub, type Tensor } from "../../engine/index.js";
-import { outChannels } from "../config.js";
 import type { LanguageCall, STDiT } from "../stdit.js";
 import type { Predict } from "./walk.js";
 
