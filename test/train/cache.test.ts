@@ -18,7 +18,7 @@ import { build } from "esbuild";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { halfBits, halfValue } from "../../engine/dtype.js";
-import { AbortedError, ConfigError, createEngine } from "../../engine/index.js";
+import { AbortedError, ConfigError, createEngine, EspalierError } from "../../engine/index.js";
 import { PCACodec, PixelCodec } from "../../model/codec.js";
 import type { Encoded, TextEncoder } from "../../model/text/encoder.js";
 import type { WordEncoder } from "../../model/text/words.js";
@@ -151,6 +151,31 @@ text("a refused prompt is named by its place in the caller's batch, and the othe
   assert.ok(cached.has("a frog"));
   await refused(cached.encode([""]), ConfigError, /must not be empty/);
   await refused(open(fresh(), encoder.lazy(""), {}), ConfigError, /fingerprint/);
+});
+
+text("numbers that are none, or that f16 cannot hold, are not kept", async () => {
+  const of = (x: number) => ({
+    dim: 1,
+    maxLength: 1,
+    encode: (): Encoded => ({
+      embeddings: Float32Array.of(x),
+      mask: Int32Array.of(1),
+      shape: [1, 1, 1],
+      ...{ unknown: [], truncated: [], warnings: [] },
+    }),
+  });
+  for (const [x, dtype, text] of [
+    [Number.NaN, "f32", /gave NaN, which is no result/],
+    [Number.NEGATIVE_INFINITY, "f16", /gave -Infinity/],
+    [65520, "f16", /too large for f16: the encoder gave 65520; take dtype f32/],
+    [65520, "f32", undefined],
+    [-65519, "f16", undefined],
+  ] as const) {
+    const cached = await open(fresh(), { fingerprint: "x", open: () => of(x) }, { dtype });
+    if (text) await refused(cached.encode(["a"]), EspalierError, text);
+    else assert.is((await cached.encode(["a"])).embeddings[0], dtype === "f16" ? -65504 : x);
+    assert.is(cached.has("a"), text === undefined);
+  }
 });
 
 text("closing gives an opened encoder's memory back, and opens none for it", async () => {

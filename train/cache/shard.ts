@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { DataError } from "../../engine/errors.js";
+import { DataError, EspalierError } from "../../engine/errors.js";
 import {
   decodeFloat32,
   encodeFloat32,
@@ -37,8 +37,23 @@ export interface Numbers {
   data: Float32Array;
 }
 
-/** Numbers as they are stored; a copy. */
+/** The largest number of f16. */
+const LARGEST = 65504;
+
+/**
+ * Numbers as they are stored; a copy.
+ * @throws EspalierError for one that is none, which would be kept for ever, or too large for f16
+ */
 export function pack({ shape, data }: Numbers, dtype: CacheDtype): Packed {
+  for (const x of data) {
+    if (!Number.isFinite(x))
+      throw new EspalierError(`cache: the encoder gave ${x}, which is no result to keep; run it with weights in f32`);
+    // The next number above rounds to infinity.
+    if (dtype === "f16" && Math.abs(x) >= LARGEST + 16)
+      throw new EspalierError(
+        `cache: too large for f16: the encoder gave ${x}; take dtype f32 and another cache folder`,
+      );
+  }
   const name = dtype === "f16" ? "F16" : "F32";
   return { dtype: name, shape, bytes: encodeFloat32(data.slice(), name) };
 }

@@ -40,7 +40,7 @@ Captions (with several encoders, each must know the options given):
                          wants one, is in ESPALIER_RECAPTION_KEY [rules for the composed clips' captions]
   --recaption-model NAME the endpoint's model
   --max-length N         vectors a caption [words 16, language 24, T5 120, Llama 256]
-  --layer=N              whose hidden states, for language models: -1 the last with its norm, -2 the one before [-1]
+  --layer N              whose hidden states, for language models: -1 the last with its norm, -2 the one before [-1]
   --no-template          leave out the language model's chat template
   --no-clean             leave captions as they are, for a T5
   --weights f32|f16      storage of the encoder's weights [f32]
