@@ -114,9 +114,20 @@ export { T5Encoder } from "./t5/t5.js";
 export { type ChatMessage, ChatTemplate } from "./text/chat.js";
 export { cleanCaption } from "./text/clean.js";
 export type { Encoded, TextEncoder } from "./text/encoder.js";
+export { formPrompts, inForm, PROMPT_FORMS, type PromptForm, promptForm } from "./text/form.js";
 export { type OpenedLlama, type OpenLlamaOptions, openLanguage, openLlama } from "./text/language.js";
 export { type LlamaEncoderOptions, LlamaTextEncoder } from "./text/llama.js";
 export { encoderOf } from "./text/open.js";
+export { type OpenAIOptions, OpenAIRecaptioner, RecaptionError } from "./text/openai.js";
+export { parseScene, type Recaptioner, RuleRecaptioner, type Scene } from "./text/recaption.js";
+export {
+  type EncoderAssets,
+  type EncoderSpec,
+  type FoundEncoder,
+  findEncoder,
+  type OpenEncoder,
+  openEncoder,
+} from "./text/spec.js";
 export { type OpenedT5, type OpenT5Options, openT5, type T5EncoderOptions, T5TextEncoder } from "./text/t5.js";
 export { openTokenizer, type SpecialName, specialId, type Tokenizer } from "./text/tokenizer.js";
 export { VocabularyEncoder } from "./text/vocabulary.js";
