@@ -10,6 +10,7 @@ import {
   type Key,
   mul,
   normal,
+  OutOfMemoryError,
   type Shape,
   ShapeError,
   type Tensor,
@@ -121,10 +122,13 @@ export class AutoencoderKL extends Module {
         : { tile: tile / factor, overlap: overlap === undefined ? Math.floor(tile / factor / 4) : overlap / factor };
     if (tiles) checkTiles(tiles, factor);
     const side = (n: number) => Math.min(n, tile ?? n);
-    return {
-      atOnce: framesAtOnce ?? Math.max(1, Math.floor(AT_ONCE / this.largest(side(height), side(width)))),
-      tiles,
-    };
+    const bytes = this.largest(side(height), side(width));
+    const most = this.engine.limits.maxStorageBufferBindingSize;
+    if (bytes > most)
+      throw new OutOfMemoryError(
+        `vae: pictures of ${side(height)} x ${side(width)} are too large to run whole: one tensor takes ${Math.ceil(bytes / 1e6)} MB and this adapter binds ${Math.floor(most / 1e6)}; give a smaller tile, such as ${this.config.sampleSize}.`,
+      );
+    return { atOnce: framesAtOnce ?? Math.max(1, Math.floor(Math.min(AT_ONCE, most) / bytes)), tiles };
   }
 
   /**

@@ -200,6 +200,11 @@ test("what cannot be is refused", async () => {
   assert.throws(() => vae.decodeTiled(engine.zeros([1, 4, 8, 8]), { tile: 8, overlap: 8 }), /below the side of a tile/);
   assert.throws(() => vae.decode(engine.zeros([1, 4, 8, 8]), { overlap: 8 }), /an overlap of 8 needs tiles/);
   assert.throws(() => vae.decode(engine.zeros([1, 4, 8, 8]), { framesAtOnce: 0 }), /framesAtOnce must be .* got 0/);
+  const huge = engine.zeros([1, 4, 1, 1]).expand([1, 4, 8192, 8192]);
+  assert.throws(
+    () => vae.decode(huge),
+    /16384 x 16384 are too large to run whole: .*; give a smaller tile, such as 256/,
+  );
   assert.throws(() => vaeConfig({ channels: [16, 20], groups: 8 }), /channels must all be multiples of groups 8/);
   assert.throws(() => vaeConfig({ chanels: [16] } as never), /unknown option "chanels"; did you mean "channels"/);
   const sizes = { block_out_channels: [8, 8] };
