@@ -176,15 +176,17 @@ export class CachedTextEncoder implements TextEncoder {
   /**
    * Encodes the prompts that are not kept yet.
    * @param onDone is told how many of the distinct prompts are done, from those that are kept
+   * @returns those of the new ones that were too long and lost their end
    * @throws what the encoder throws, AbortedError where the signal says so; results so far are kept
    */
   async fill(
     prompts: readonly string[],
     onDone: (done: number) => void = () => {},
     signal?: AbortSignal,
-  ): Promise<void> {
+  ): Promise<string[]> {
     const distinct = [...new Set(prompts)];
     const missing = distinct.filter((prompt) => !this.has(prompt));
+    const cut: string[] = [];
     let done = distinct.length - missing.length;
     onDone(done);
     for (let at = 0; at < missing.length; at += this.batch) {
@@ -195,11 +197,13 @@ export class CachedTextEncoder implements TextEncoder {
         );
       }
       const part = missing.slice(at, at + this.batch);
-      await this.add(part, (prompt) => prompts.indexOf(prompt));
+      for (const [prompt, { note }] of await this.add(part, (prompt) => prompts.indexOf(prompt)))
+        if ((note as Note).truncated) cut.push(prompt);
       done += part.length;
       onDone(done);
     }
     await this.store.flush();
+    return cut;
   }
 
   /** Writes new results and gives the memory of the encoder back, where it was opened. */

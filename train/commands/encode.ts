@@ -202,7 +202,11 @@ async function encodeText(
       const all = new Set(texts).size;
       const before = cache.size;
       const bar = new Progress({ total: all, label: spec.encoder });
-      await cache.fill(texts, (done) => bar.update(done), signal).finally(() => bar.stop());
+      const cut = await cache.fill(texts, (done) => bar.update(done), signal).finally(() => bar.stop());
+      if (cut.length > 0)
+        console.error(
+          `text: ${cut.length} captions have more than ${cache.maxLength} vectors and lost their end, the first being ${JSON.stringify(cut[0])}; a higher --max-length reads more`,
+        );
       console.log(`text   ${spec.encoder}: ${all} captions, ${cache.size - before} of them new, in ${cache.folder}`);
     });
   }
