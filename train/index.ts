@@ -2,7 +2,7 @@
 export { type Batch, Batches, type BatchOptions } from "./batch.js";
 export { type Checkpoint, CheckpointFolder, openCheckpoint } from "./checkpoint.js";
 export { type Config, type ConfigInput, describe, parseConfig } from "./config.js";
-export { embeddedDir, wordEncoder, wordTable } from "./data/assets.js";
+export { embeddedDir, languageModel, wordEncoder, wordTable } from "./data/assets.js";
 export { compose, Sprites } from "./data/compose.js";
 export type { Dataset, Sample } from "./data/dataset.js";
 export { FolderDataset, type FolderOptions } from "./data/folder.js";

@@ -7,13 +7,21 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { createEngine, Key, type Tensor } from "../../engine/index.js";
 import { CHAT_TEMPLATE, TOKENIZER_CONFIG, tokenizerJson, vocabularyOf } from "../../examples/pieces.js";
-import { encodeLlamaConfig, llamaConfig } from "../../model/llama/config.js";
+import { encodeLlamaConfig, llamaConfig, llamaConfigOf } from "../../model/llama/config.js";
 import { Llama } from "../../model/llama/llama.js";
-import { decodeFloat32, encodeFloat32, type SafetensorsEntry, writeSafetensors } from "../../model/safetensors.js";
+import {
+  decodeFloat32,
+  encodeFloat32,
+  openSafetensors,
+  type SafetensorsEntry,
+  writeSafetensors,
+} from "../../model/safetensors.js";
 import { ChatTemplate } from "../../model/text/chat.js";
-import { openLlama } from "../../model/text/language.js";
+import { openLanguage, openLlama } from "../../model/text/language.js";
 import { LlamaTextEncoder } from "../../model/text/llama.js";
 import { openTokenizer } from "../../model/text/tokenizer.js";
+import { languageModel } from "../../train/data/assets.js";
+import { CLASSES, COLOURS, captionOf, combinations, MOTIONS, world } from "../../train/data/world.js";
 import { bytesOf, rejects } from "../files/throws.js";
 
 const test = suite("language");
@@ -159,6 +167,115 @@ test("what does not fit is refused in words", async () => {
   const without = new ChatTemplate(meta, CHAT_TEMPLATE);
   assert.throws(() => without.around(), 'lacks: "<|user|>"');
   assert.throws(() => new LlamaTextEncoder(model, meta, "", { maxLength: 20 }), "128256 tokens, the model embeds 128");
+});
+
+/** Weights [inputs, outputs] of the ridge regression of rows y on rows x, by Gauss and Jordan. */
+function ridge(x: readonly number[][], y: readonly number[][], lambda: number): number[][] {
+  const [n, k] = [x[0].length, y[0].length];
+  const a = Array.from({ length: n }, (_, i) => Array.from({ length: n + k }, (_, j) => (i === j ? lambda : 0)));
+  x.forEach((row, r) => {
+    for (let i = 0; i < n; i++) {
+      for (let j = 0; j < n; j++) a[i][j] += row[i] * row[j];
+      for (let j = 0; j < k; j++) a[i][n + j] += row[i] * y[r][j];
+    }
+  });
+  // A ridge makes every pivot positive: rows need no swaps.
+  for (let i = 0; i < n; i++)
+    for (let r = 0; r < n; r++) {
+      if (r === i) continue;
+      const f = a[r][i] / a[i][i];
+      for (let j = i; j < n + k; j++) a[r][j] -= f * a[i][j];
+    }
+  return a.map((row, i) => row.slice(n).map((value) => value / row[i]));
+}
+
+test("the embedded model: its states tell which colour is above, on combinations that it never read", async () => {
+  using encoder = await openLanguage(engine, languageModel(), { batch: 32 });
+  const { maxLength: L, dim: D } = encoder;
+  const of = world("new");
+  const sets = await Promise.all(
+    (["trained", "heldOut"] as const).map(async (part) => {
+      const specs = combinations(of, part);
+      const encoded = await encoder.encode(specs.map(captionOf));
+      assert.equal([encoded.truncated, encoded.unknown, encoded.warnings], [[], [], []]);
+      return { specs, ...encoded };
+    }),
+  );
+  const [trained, heldOut] = sets;
+  const state = (set: typeof trained, i: number, t: number) =>
+    set.embeddings.subarray((i * L + t) * D, (i * L + t + 1) * D);
+  const count = trained.mask.subarray(0, L).reduce((a, b) => a + b, 0);
+  const right = [0, 1].map((half) =>
+    Array.from({ length: 7 }, (_, back) => {
+      const t = count - 1 - back;
+      const rows = trained.specs.map((_, i) => [...state(trained, i, t), 1]);
+      const wanted = trained.specs.map(({ colours }) => of.colours.map((c) => Number(c === colours[half])));
+      const weights = ridge(rows, wanted, 1);
+      const hits = heldOut.specs.filter(({ colours }, i) => {
+        const row = [...state(heldOut, i, t), 1];
+        const scores = of.colours.map((_, k) => row.reduce((sum, x, j) => sum + x * weights[j][k], 0));
+        return of.colours[scores.indexOf(Math.max(...scores))] === colours[half];
+      });
+      return hits.length / heldOut.specs.length;
+    }),
+  );
+  console.log(`\n  from the last of ${count} tokens back: upper ${right[0]}; lower ${right[1]}`);
+  assert.ok(
+    right[0].every((share) => share >= 0.95),
+    "the upper colour is in every state after its word",
+  );
+  assert.ok(right[1][0] >= 0.95 && right[1][1] >= 0.95, "the lower colour is in the last two");
+  assert.ok(
+    right[1].slice(2).every((share) => share < 0.6),
+    "before its word the lower colour cannot be known",
+  );
+
+  // The same words, the two colours exchanged: no bag of words could tell these apart.
+  const swapped = ["blue and the lower half is red", "red and the lower half is blue"];
+  const pair = await encoder.encode(swapped.map((end) => `a zebra moving left the upper half is ${end}`));
+  const likeness = Array.from({ length: count }, (_, t) => {
+    const [a, b] = [0, 1].map((i) => pair.embeddings.subarray((i * L + t) * D, (i * L + t + 1) * D));
+    const dot = (x: Float32Array, y: Float32Array) => x.reduce((sum, v, d) => sum + v * y[d], 0);
+    return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+  });
+  const [upper, lower, end] = [count - 8, count - 2, count - 1].map((t) => likeness[t]);
+  assert.ok(Math.abs(likeness[count - 9] - 1) < 1e-5, "equal up to the first colour");
+  assert.ok(upper < 0.92 && lower < 0.9 && end < 0.97, `${[upper, lower, end]}`);
+  assert.ok(
+    likeness.slice(count - 8).every((c) => c < 0.98),
+    `${likeness}`,
+  );
+});
+
+test("the embedded file: small, a whole causal model, its losses told", async () => {
+  const bytes = languageModel();
+  assert.ok(bytes.length <= 3e6);
+  const file = await openSafetensors(bytes);
+  const whole = new Llama(engine, llamaConfigOf(file.metadata.config));
+  await whole.loadStateDict(file);
+  const tokenizer = await openTokenizer({
+    "tokenizer.json": new Blob([file.metadata.tokenizer]),
+    "tokenizer_config.json": new Blob([file.metadata.tokenizer_config]),
+  });
+  for (const word of [...CLASSES, ...Object.keys(COLOURS), ...MOTIONS.flatMap((m) => m.split(" ")), "upper", "lower"])
+    assert.is(tokenizer.encode(word).length, 1, word);
+  const ids = tokenizer.encode("<|begin|><|user|>describe the clip: a fox moving up on a red background<|assistant|>");
+  const words: string[] = [];
+  for (let i = 0; i < 8 && tokenizer.idOf("<|end|>") !== ids.at(-1); i++) {
+    const scores = engine.noGrad(() =>
+      engine.scope(() => whole.forward(engine.tensor(Int32Array.from(ids), [1, ids.length]))),
+    );
+    const last = Array.from((await scores.data()).slice(-whole.config.vocabSize));
+    ids.push(last.indexOf(Math.max(...last)));
+    words.push(tokenizer.decode([ids.at(-1)!]));
+  }
+  console.log(`\n  it answers: ${words.join(" ")}`);
+  assert.ok(
+    ["fox", "up", "red"].every((word) => words.includes(word)),
+    words.join(" "),
+  );
+  const { loss } = JSON.parse(file.metadata.training);
+  assert.ok(loss["new, two colours"].heldOut < 0.3 && loss.explanations.heldOut < 5.5);
 });
 
 test.run();
