@@ -214,7 +214,7 @@ export class OpenAIRecaptioner implements Recaptioner {
         );
       const reason = cause instanceof Error ? (cause.cause as Error | undefined)?.message || cause.message : cause;
       throw new RecaptionError(
-        `recaption: not reachable: ${endpoint}: ${reason}; check that the server runs and that its address is right`,
+        `recaption: not reachable: ${endpoint}: ${reason}; check that the server runs, that its address is right and, in a browser, that it and the page's policy let the page ask it`,
         { cause },
       );
     }
