@@ -99,14 +99,22 @@ fn few(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: ve
   let held = min(column, p.n - 1u);
   let row0 = wg.z * ROWS;
   var sum: array<f32, ROWS>;
-  for (var word = slice; word < p.words; word += SHARERS) {
-    let packed = codes[held * p.words + word];
-    var s = 1.0;
-    if (!ONE_GROUP) { s = f32(scale[held * p.groups + word * PER / p.group]); }
-    for (var h = 0u; h < PER; h += 4u) {
-      let w = s * quad(packed, h * BITS);
-      for (var r = 0u; r < ROWS; r++) { sum[r] += dot(x_at(min(row0 + r, p.m - 1u), word * PER + h), w); }
+  let blocks = p.words * PER / 32u;
+  for (var i = slice; i < blocks; i += SHARERS) {
+    // Written out: one compiler zeroes a variable without a value once, not in every turn.
+    var part = array<f32, ROWS>();
+    // Bounds that vary keep the loop a loop: all of it unrolled takes software adapters seconds to compile.
+    let end = (i + 1u) * (32u / PER);
+    for (var word = end - 32u / PER; word < end; word++) {
+      let packed = codes[held * p.words + word];
+      for (var h = 0u; h < PER; h += 4u) {
+        let w = quad(packed, h * BITS);
+        for (var r = 0u; r < ROWS; r++) { part[r] += dot(x_at(min(row0 + r, p.m - 1u), word * PER + h), w); }
+      }
     }
+    var s = 1.0;
+    if (!ONE_GROUP) { s = f32(scale[held * p.groups + i * 32u / p.group]); }
+    for (var r = 0u; r < ROWS; r++) { sum[r] = fma(part[r], s, sum[r]); }
   }
   if (ONE_GROUP) {
     let s = f32(scale[held]);

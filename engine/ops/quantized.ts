@@ -63,7 +63,7 @@ const rowsOf = (t: Tensor): Tensor => (t.rank === 2 ? t : reshape(t, [sizeOf(t.s
  * product of some ten rows, but invocations that share loads are slow, and code for many rows takes seconds to compile.
  */
 function planOf(engine: Engine, rows: number): QuantizedPlan {
-  if (engine.kind === "software") return rows <= 2 ? "columns" : "bands";
+  if (engine.kind === "software") return rows <= 4 ? "columns" : "bands";
   return rows <= 16 ? "shared" : "bands";
 }
 
