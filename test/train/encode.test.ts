@@ -18,6 +18,9 @@ import { openLlama } from "../../model/text/language.js";
 import { RuleRecaptioner } from "../../model/text/recaption.js";
 import { type EncoderSpec, findEncoder, openEncoder } from "../../model/text/spec.js";
 import { openT5 } from "../../model/text/t5.js";
+import { vaeConfig } from "../../model/vae/config.js";
+import { saveVae } from "../../model/vae/open.js";
+import { AutoencoderKL } from "../../model/vae/vae.js";
 import { LatentDataset } from "../../train/cache/latents.js";
 import { openCodecAt } from "../../train/cache/sources.js";
 import { CachedTextEncoder } from "../../train/cache/text.js";
@@ -205,6 +208,34 @@ test("a T5 and a Llama from folders: found without loading, encoded once, as the
   await writeFile(join(llama, "chat_template.jinja"), `${CHAT_TEMPLATE}<!-- -->`);
   prints.add((await findEncoder(specs[0], assets)).fingerprint);
   assert.is(prints.size, 6);
+});
+
+test("latents of an autoencoder are samples, one for each variant, and the same in every run", async () => {
+  const config = vaeConfig({ channels: [8, 16], groups: 4, layersPerBlock: 1, latentChannels: 4 });
+  const vae = new AutoencoderKL(engine, config, { key: Key.from(2) });
+  const file = join(root, "vae.safetensors");
+  await saveVae(file, vae);
+  vae.dispose();
+  const size = { frames: 2, height: 16, width: 16, frameInterval: 3, flip: false, imageFraction: 1 };
+  const flags = ["--frames", "2", "--size", "16", "--no-flip", "--image-fraction", "1", "--variants", "2"];
+  const latentsIn = async (cache: string) => {
+    assert.match((await encode(clips, "--codec", file, ...flags, "--out", cache)).out, /6 latents \[4, 2, 8, 8\] new/);
+    const codec = await openCodecAt(engine, file);
+    const set = await FolderDataset.open(clips, { ...size, variants: 2 });
+    const latents = await LatentDataset.open(cache, set, engine, codec);
+    const all = await Promise.all(Array.from({ length: 6 }, (_, i) => latents.sample(i)));
+    assert.is(latents.encoded, 0);
+    await latents.close();
+    codec.dispose();
+    return all;
+  };
+  const [a, b] = [await latentsIn(join(root, "vae-a")), await latentsIn(join(root, "vae-b"))];
+  assert.equal(a, b);
+  // Both variants of the owl: the frames may be alike, the draws are not.
+  const [first, second] = a.filter(({ caption }) => caption === "an owl").map(({ video }) => video);
+  assert.is(first.length, 4 * 2 * 8 * 8);
+  const differ = first.filter((x, i) => x !== second[i]).length;
+  assert.ok(differ > 0.9 * first.length, `${differ} of ${first.length} differ`);
 });
 
 test("long captions by rules, captions files, f16", async () => {
