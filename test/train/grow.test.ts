@@ -9,7 +9,9 @@ import { PCACodec } from "../../model/codec.js";
 import { Flow } from "../../model/diffusion/flow.js";
 import { openSafetensors, writeSafetensors } from "../../model/safetensors.js";
 import { STDiT } from "../../model/stdit.js";
+import { languageOf } from "../../model/text/branch.js";
 import { run } from "../../train/commands/grow.js";
+import { encoderAssets } from "../../train/data/assets.js";
 import { equalBits, inputsOf, outputOf, randomize, SMALL } from "../model/grown.js";
 import { printed } from "./command.js";
 
@@ -115,6 +117,26 @@ test("a base with training state, in shards; the branch alone", async () => {
   assert.not.ok([...written.tensors.keys()].some((n) => n.startsWith("train.")));
   await written.close();
   await sameOutputs(base, out);
+});
+
+test("a language model that is named gives the width, and the file says which it was", async () => {
+  const out = at("named.safetensors");
+  const encoder = { encoder: "language", layer: -2, form: "SL" };
+  writeFileSync(at("named.json"), JSON.stringify({ encoder, maxLength: 24 }));
+  const { error } = await printed(run, base, "--language", at("named.json"), "--out", out);
+  assert.is(error, undefined);
+  const loaded = await openModel(engine, out);
+  const branch = await languageOf(engine, loaded.model, encoderAssets);
+  assert.is(loaded.model.config.languageChannels, branch!.encoder.dim);
+  assert.is(loaded.model.config.languageLength, 24);
+  assert.equal({ ...branch!.said }, { ...encoder, maxLength: 24, fingerprint: branch!.said.fingerprint });
+  branch!.encoder.dispose?.();
+  loaded.dispose();
+  const wrong = await printed(
+    run,
+    ...[base, "--language", at("named.json"), "--language-channels", "9", "--out", at("wrong.safetensors")],
+  );
+  assert.match(wrong.error!.message, /channels must be \d+, the width of language's vectors: got 9; leave it out/);
 });
 
 test("positions moved on purpose, an untrained base, f16", async () => {
