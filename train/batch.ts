@@ -8,8 +8,9 @@ const DROP = 0x44524f50;
 
 /** One batch on the host: clips, captions, and the draws that belong to each sample. */
 export interface Batch {
-  /** [B, 3, T, H, W] in [-1, 1]. */
+  /** [B, 3, T, H, W] in [-1, 1]; latents [B, C, T, h, w] in their place where the data gives latents. */
   video: Float32Array;
+  isLatent: boolean;
   shape: [batch: number, channels: number, frames: number, height: number, width: number];
   captions: string[];
   /** [B, L, D] */
@@ -67,10 +68,11 @@ export class Batches {
 
   private async make(index: number): Promise<Batch> {
     const { batchSize, conditionDropout, languageDropout, seed } = this.options;
-    const { frames, height, width } = this.dataset;
+    const { frames, height, width, latentShape } = this.dataset;
+    const shape = latentShape ?? ([3, frames, height, width] as const);
     const numbers = Array.from({ length: batchSize }, (_, i) => index * batchSize + i);
     const samples = await Promise.all(numbers.map((n) => this.dataset.sample(n)));
-    const video = new Float32Array(batchSize * 3 * frames * height * width);
+    const video = new Float32Array(batchSize * shape.reduce((a, b) => a * b));
     samples.forEach((s, i) => {
       video.set(s.video, i * s.video.length);
     });
@@ -82,7 +84,8 @@ export class Batches {
     const below = (limit: number) => Uint32Array.from(draws, (r) => (r < limit ? 1 : 0));
     return {
       video,
-      shape: [batchSize, 3, frames, height, width],
+      isLatent: latentShape !== undefined,
+      shape: [batchSize, ...shape],
       captions,
       embeddings: encoded.embeddings,
       mask: encoded.mask,

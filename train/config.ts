@@ -45,6 +45,7 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
   unused("data.world", data.kind !== "world", `data.kind is ${data.kind}`);
   unused("data.frameInterval", data.kind === "world", "data.kind is world");
   unused("data.flip", data.kind === "world", "data.kind is world");
+  unused("data.variants", data.kind === "world", "data.kind is world");
   unused("codec.patch", codec.kind === "pixels", "codec.kind is pixels");
   unused("codec.channels", codec.kind === "pixels", "codec.kind is pixels");
   unused("codec.alsoFit", codec.kind === "pixels", "codec.kind is pixels");

@@ -9,19 +9,22 @@ import { MemoEncoder } from "../model/text/memo.js";
 import { encoderOf } from "../model/text/open.js";
 import { RuleRecaptioner } from "../model/text/recaption.js";
 import { VocabularyEncoder } from "../model/text/vocabulary.js";
+import { assetsOf } from "./cache/encoder.js";
 import type { Config } from "./config.js";
-import { encoderAssets, wordTable } from "./data/assets.js";
+import { wordTable } from "./data/assets.js";
 import type { Setup } from "./setup.js";
 
 /**
  * Opens a model file as something that can be trained: with its codec, its objective and its encoders.
  * @param options what is to become of the model while it is read
+ * @param cache the folder that keeps what its language model makes of captions
  * @throws ConfigError when one of them is not in the file or not here
  */
 export async function openSetup(
   engine: Engine,
   location: string | Safetensors,
   options: Pick<OpenModelOptions, "grow" | "language"> = {},
+  cache?: string,
 ): Promise<Setup> {
   const loaded = await openModel(engine, location, options);
   try {
@@ -32,7 +35,7 @@ export async function openSetup(
       );
     const text = await encoderOf(loaded, wordTable);
     const vectors = text instanceof VocabularyEncoder ? text.table() : undefined;
-    const branch = await languageOf(engine, model, encoderAssets);
+    const branch = await languageOf(engine, model, assetsOf(cache));
     return {
       model,
       codec,
@@ -67,11 +70,11 @@ function checkSize(config: Config, { model, codec }: Setup): void {
 }
 
 /** What a configuration adds of a language branch, as `openModel` takes it. */
-async function branchOf(engine: Engine, { language, run }: Config): Promise<OpenModelOptions["language"]> {
+async function branchOf(engine: Engine, { data, language, run }: Config): Promise<OpenModelOptions["language"]> {
   if (language.encoder === "none") return undefined;
   const { encoder: name, tokens, template, layer, form, gate, duplicate, embedInit } = language;
   const spec = { encoder: name, maxLength: tokens, template, layer };
-  const { encoder, said } = await openBranch(engine, spec, form, encoderAssets);
+  const { encoder, said } = await openBranch(engine, spec, form, assetsOf(data.cache));
   const { dim, maxLength } = encoder;
   // The model's file names it, and from there it is opened again: one way for new, saved and resumed models.
   encoder.dispose?.();
@@ -81,11 +84,12 @@ async function branchOf(engine: Engine, { language, run }: Config): Promise<Open
 
 /** `model.from` as the configuration wants it: grown, with a language branch, with adapters. */
 export async function continuedSetup(engine: Engine, config: Config): Promise<Setup> {
-  const { grow, lora, run } = config;
-  const setup = await openSetup(engine, config.model.from!, {
+  const { data, grow, lora, run } = config;
+  const options = {
     ...(grow.mode !== "none" && { grow: { mode: grow.mode, blocks: grow.blocks! } }),
     language: await branchOf(engine, config),
-  });
+  };
+  const setup = await openSetup(engine, config.model.from!, options, data.cache);
   try {
     checkSize(config, setup);
     if (lora.pattern !== undefined)

@@ -1,8 +1,12 @@
 /** The public surface of training, for Node: data, optimizer, the loop, judges and reports. */
 export { type Batch, Batches, type BatchOptions } from "./batch.js";
+export { cachedEncoder } from "./cache/encoder.js";
+export { codecFingerprint, LatentDataset } from "./cache/latents.js";
+export { CachedTextEncoder } from "./cache/text.js";
 export { type Checkpoint, CheckpointFolder, openCheckpoint } from "./checkpoint.js";
 export { type Config, type ConfigInput, describe, parseConfig } from "./config.js";
-export { embeddedDir, languageModel, wordEncoder, wordTable } from "./data/assets.js";
+export { continuedSetup, openSetup } from "./continued.js";
+export { embeddedDir, encoderAssets, languageModel, wordEncoder, wordTable } from "./data/assets.js";
 export { compose, Sprites } from "./data/compose.js";
 export type { Dataset, Sample } from "./data/dataset.js";
 export { FolderDataset, type FolderOptions } from "./data/folder.js";
@@ -22,10 +26,11 @@ export {
   world,
 } from "./data/world.js";
 export { type Evaluation, evaluate, type JudgedClip } from "./evaluate.js";
+export { heldOutLoss } from "./heldout.js";
 export { judge, type Marks, mark, type Verdict } from "./judge/judge.js";
 export { SpriteJudge } from "./judge/sprite.js";
 export { JsonLog, readLog } from "./log.js";
-export { lossOf, type StepInfo, type TrainOptions, train } from "./loop.js";
+export { dropoutOf, lossOf, type StepInfo, type TrainOptions, train } from "./loop.js";
 export {
   encodeAnimatedWebp,
   encodeGif,

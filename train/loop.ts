@@ -10,9 +10,13 @@ import {
   normal,
   type Tensor,
 } from "../engine/index.js";
+import type { Codec } from "../model/codec.js";
 import { type Batch, Batches } from "./batch.js";
+import { LatentDataset } from "./cache/latents.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Config } from "./config.js";
+import type { Dataset } from "./data/dataset.js";
+import { FolderDataset } from "./data/folder.js";
 import { JsonLog } from "./log.js";
 import { AdamW, EMA } from "./optim.js";
 import { sampleSheet } from "./preview.js";
@@ -53,6 +57,12 @@ export const languageInput = (engine: Engine, { embeddings, mask, shape, drop }:
   drop,
 });
 
+/** The clips of a run as latents that are kept, where the configuration names a cache and the clips are a fixed number. */
+async function keptLatents({ data }: Config, dataset: Dataset, engine: Engine, codec: Codec) {
+  if (data.cache === undefined || !(dataset instanceof FolderDataset) || dataset.variants === 0) return undefined;
+  return LatentDataset.open(data.cache, dataset, engine, codec);
+}
+
 /** Shares of dropped captions. One condition: Open-Sora's; two: InstructPix2Pix's (https://arxiv.org/abs/2211.09800). */
 export function dropoutOf({ train }: Config, { model }: Pick<Setup, "model">) {
   const two = model.config.languageChannels > 0;
@@ -68,7 +78,8 @@ export function dropoutOf({ train }: Config, { model }: Pick<Setup, "model">) {
 export function batchLoss(setup: Setup, batch: Batch, key: Key): Tensor {
   const { model, codec, objective } = setup;
   const { engine } = model;
-  const x0 = engine.noGrad(() => codec.encode(engine.tensor(batch.video, batch.shape))); // [B, C, T, H, W]
+  const clips = engine.tensor(batch.video, batch.shape); // [B, 3, T, H, W], or the latents
+  const x0 = batch.isLatent ? clips : engine.noGrad(() => codec.encode(clips)); // [B, C, T, h, w]
   const eps = normal(engine, key, x0.shape); // [B, C, T, H, W]
   const times = objective.times(batch.time); // [B]
   const sample = { x0, eps, times };
@@ -116,8 +127,9 @@ export async function train(
   if (from) await restoreState(from, state);
 
   const rate = rateOf({ ...optim, steps: plan.steps });
+  const latents = await keptLatents(config, source.dataset, engine, setup.codec);
   const batches = new Batches(
-    source.dataset,
+    latents ?? source.dataset,
     setup.text,
     { batchSize: plan.batchSize, ...dropoutOf(config, setup), seed: run.seed },
     languageReader(setup),
@@ -202,6 +214,7 @@ export async function train(
     throw error;
   } finally {
     bar?.stop();
+    await latents?.close();
     log.close();
     events.close();
   }

@@ -34,6 +34,16 @@ export const sections = {
       .default(true)
       .describe("mirror clips at random; not where captions tell left from right (kinds folder, csv)"),
     imageFraction: share.default(0).describe("share of samples that are images: clips of equal frames"),
+    variants: count(1)
+      .optional()
+      .describe("ways in which each clip is cut, in turn; by default cut anew each time (kinds folder, csv)"),
+    cache: z
+      .string()
+      .min(1)
+      .optional()
+      .describe(
+        "a folder that keeps what language models make of captions and, with data.variants and no replay, latents of clips; espalier encode fills it",
+      ),
   }),
   replay: z.strictObject({
     fraction: share.default(0).describe("share of samples taken from earlier data, against forgetting; 0 is none"),
@@ -90,7 +100,9 @@ export const sections = {
       .min(1)
       .default("none")
       .describe('adds a cross-attention to a language model: "language" (embedded), or a folder of a Llama model'),
-    tokens: count(1).default(32).describe("tokens of a caption that the language branch sees"),
+    tokens: count(1)
+      .optional()
+      .describe("tokens of a caption that the language branch sees; by default the language model's own choice"),
     gate: z.enum(["scalar", "head", "channel"]).default("scalar").describe("one gate a block, a head or a channel"),
     duplicate: z
       .boolean()

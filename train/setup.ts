@@ -125,7 +125,7 @@ export async function newSetup(engine: Engine, config: Config, source: Source): 
 
 /** The model of a checkpoint: averaged weights, which `restore` then replaces by those in training. */
 export async function savedSetup(engine: Engine, config: Config, checkpoint: Checkpoint): Promise<Setup> {
-  const setup = await openSetup(engine, checkpoint.file);
+  const setup = await openSetup(engine, checkpoint.file, {}, config.data.cache);
   chooseTrained(setup.model, config);
   return setup;
 }

@@ -61,6 +61,7 @@ async function openData(config: Config): Promise<Source> {
     frameInterval: data.frameInterval,
     flip: data.flip,
     imageFraction: data.imageFraction,
+    variants: data.variants,
     seed: run.seed,
   });
   return { dataset, skips: dataset.skips };

@@ -3,7 +3,7 @@ import { guided } from "../../model/diffusion/guidance.js";
 import { forwardFlops } from "../../model/index.js";
 import { Batches } from "../../train/batch.js";
 import { parseConfig } from "../../train/config.js";
-import { AdamW, EMA, lossOf, openSource, type Source } from "../../train/index.js";
+import { AdamW, dropoutOf, EMA, lossOf, openSource, type Source } from "../../train/index.js";
 import { PRESETS } from "../../train/presets.js";
 import { newSetup, type Setup } from "../../train/setup.js";
 import { fillZeros } from "./block.js";
@@ -36,8 +36,8 @@ export const steps: readonly Case[] = [
     prepare: async (engine) => {
       const { setup, source } = await shared(engine);
       const { model } = setup;
-      const { conditionDropout, batchSize } = config.train;
-      const batches = new Batches(source.dataset, setup.text, { batchSize, conditionDropout, seed: 1 });
+      const { batchSize } = config.train;
+      const batches = new Batches(source.dataset, setup.text, { batchSize, ...dropoutOf(config, setup), seed: 1 });
       const batch = await batches.get(0);
       const parameters = model.namedParameters();
       const optimizer = new AdamW(Object.fromEntries(parameters));
