@@ -179,6 +179,10 @@ export function quantized<M extends Module>(build: () => M, options: QuantizeOpt
   }
 }
 
+/** A module as it is built, or with all of its linear layers quantised where bits are given; see `quantized`. */
+export const builtWith = <M extends Module>(bits: 8 | 4 | undefined, build: () => M): M =>
+  bits === undefined ? build() : quantized(build, { bits });
+
 /** The quantised layers of a module by checkpoint name. */
 function layersOf(module: Module): Map<string, QuantizedLinear> {
   const names = new Map(Object.entries(module.stateDict()).map(([name, t]) => [t, name]));

@@ -3,6 +3,7 @@ import { type Folder, type FolderLocation, folderOf } from "../files/folder.js";
 import { memorySource } from "../files/source.js";
 import { type LlamaConfig, llamaConfigOf } from "../llama/config.js";
 import { Llama } from "../llama/llama.js";
+import { builtWith } from "../quantize.js";
 import { openSafetensors, type Safetensors, type SafetensorsLocation } from "../safetensors.js";
 import type { LoadOptions, LoadReport } from "../state.js";
 import { type LlamaEncoderOptions, LlamaTextEncoder } from "./llama.js";
@@ -13,6 +14,8 @@ import { openTokenizer, type Tokenizer } from "./tokenizer.js";
 export interface OpenLlamaOptions extends LlamaEncoderOptions, Pick<LoadOptions, "onProgress"> {
   /** Storage of the weights; default "f32". */
   dtype?: DType;
+  /** Rounds the weights of linear layers to 8 or 4 bits, in groups of 32, as they are read. */
+  bits?: 8 | 4;
 }
 
 /** A text encoder with what loading its weights found. */
@@ -41,12 +44,12 @@ async function encoderOf(
   config: LlamaConfig,
   tokenizer: Tokenizer,
   weights: string,
-  { dtype, onProgress, ...options }: OpenLlamaOptions,
+  { dtype, bits, onProgress, ...options }: OpenLlamaOptions,
 ): Promise<OpenedLlama> {
-  const model = new Llama(engine, config, { dtype, head: false });
+  const model = builtWith(bits, () => new Llama(engine, config, { dtype, head: false }));
   try {
     // Before the weights: a bad option should not cost their loading.
-    const encoder = new LlamaTextEncoder(model, tokenizer, weights, options);
+    const encoder = new LlamaTextEncoder(model, tokenizer, bits ? `${weights} ${bits}` : weights, options);
     const report = await model.loadStateDict(file, { onProgress });
     return Object.assign(encoder, { report });
   } catch (error) {

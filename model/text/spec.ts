@@ -23,6 +23,8 @@ export interface EncoderSpec {
   maxLength?: number;
   /** Storage of a T5's or a language model's weights; default "f32". */
   dtype?: DType;
+  /** Round their linear layers to 8 or 4 bits. */
+  bits?: 8 | 4;
   /** Clean captions first (T5); default true. */
   clean?: boolean;
   /** Whose hidden states (language models); default -1. */
@@ -35,6 +37,7 @@ const KEYS = [
   "encoder",
   "maxLength",
   "dtype",
+  "bits",
   "clean",
   "layer",
   "template",
@@ -46,6 +49,8 @@ export interface EncoderAssets {
   words(): Uint8Array | Promise<Uint8Array>;
   /** model/text/language.safetensors. */
   language(): SafetensorsLocation | Promise<SafetensorsLocation>;
+  /** Takes the place of `openEncoder`'s own opening, such as a cache that opens encoders only for new prompts. */
+  open?(engine: Engine | undefined, spec: EncoderSpec): Promise<OpenEncoder>;
 }
 
 /** An encoder that is to be disposed of when it holds memory on a GPU. */
@@ -85,7 +90,7 @@ const needs = (engine: Engine | undefined): Engine => {
   return engine;
 };
 
-const LANGUAGE_OPTIONS = ["maxLength", "dtype", "layer", "template"] as const;
+const LANGUAGE_OPTIONS = ["maxLength", "dtype", "bits", "layer", "template"] as const;
 
 /** What encoders do where nothing is said, so that saying it makes no other fingerprint. */
 const T5_DEFAULTS = { maxLength: 120, dtype: "f32", clean: true };
@@ -170,7 +175,7 @@ async function findFolder(spec: EncoderSpec, folder: Folder): Promise<FoundEncod
     );
   const isT5 = family === "t5";
   const options = isT5
-    ? optionsOf(spec, "a T5", ["maxLength", "dtype", "clean"])
+    ? optionsOf(spec, "a T5", ["maxLength", "dtype", "bits", "clean"])
     : optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
   const file = await openWeights(folder, family, isT5 ? "T5EncoderModel" : "AutoModelForCausalLM");
   try {
@@ -224,5 +229,6 @@ export async function openEncoder(
   spec: EncoderSpec,
   assets: EncoderAssets,
 ): Promise<OpenEncoder> {
+  if (assets.open) return assets.open(engine, spec);
   return (await findEncoder(spec, assets)).open(engine);
 }

@@ -1,5 +1,6 @@
 import { ConfigError, checkOptions, DataError, type DType, type Engine } from "../../engine/index.js";
 import { type FolderLocation, folderOf } from "../files/folder.js";
+import { builtWith } from "../quantize.js";
 import type { LoadOptions, LoadReport } from "../state.js";
 import { t5ConfigOf } from "../t5/config.js";
 import { T5Encoder } from "../t5/t5.js";
@@ -148,6 +149,8 @@ export class T5TextEncoder implements TextEncoder {
 export interface OpenT5Options extends T5EncoderOptions, Pick<LoadOptions, "onProgress"> {
   /** Storage of the weights; default "f32". */
   dtype?: DType;
+  /** Rounds the weights of linear layers to 8 or 4 bits, in groups of 32, as they are read. */
+  bits?: 8 | 4;
 }
 
 /** A text encoder with what loading its weights found. */
@@ -165,7 +168,7 @@ export type OpenedT5 = T5TextEncoder & { readonly report: LoadReport };
 export async function openT5(
   engine: Engine,
   location: FolderLocation,
-  { dtype = "f32", onProgress, ...options }: OpenT5Options = {},
+  { dtype = "f32", bits, onProgress, ...options }: OpenT5Options = {},
 ): Promise<OpenedT5> {
   if (dtype !== "f32" && dtype !== "f16") throw new ConfigError(`t5: dtype must be "f32" or "f16": got ${dtype}.`);
   const folder = folderOf(location);
@@ -176,9 +179,14 @@ export async function openT5(
   const tokenizer = await openTokenizer(location);
   const file = await openWeights(folder, "t5", "T5EncoderModel");
   try {
-    const probe = JSON.stringify([tokenizer.vocabSize, tokenizer.special, tokenizer.encode(PROBE)]);
+    const probe = JSON.stringify([
+      tokenizer.vocabSize,
+      tokenizer.special,
+      tokenizer.encode(PROBE),
+      ...(bits ? [bits] : []),
+    ]);
     const weights = await weightsPrint(file, [utf8(probe)]);
-    const model = new T5Encoder(engine, config, { dtype });
+    const model = builtWith(bits, () => new T5Encoder(engine, config, { dtype }));
     try {
       // Before the weights: a bad option should not cost their loading.
       const encoder = new T5TextEncoder(model, tokenizer, weights, options);

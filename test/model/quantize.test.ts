@@ -23,6 +23,9 @@ import {
 } from "../../model/safetensors.js";
 import { StateError } from "../../model/state.js";
 import { STDiT } from "../../model/stdit.js";
+import { T5Encoder } from "../../model/t5/t5.js";
+import { openLanguage } from "../../model/text/language.js";
+import { languageModel } from "../../train/data/assets.js";
 import { rejects } from "../files/throws.js";
 import { relNorm, worstAbs } from "./compare.js";
 
@@ -261,6 +264,61 @@ test("NaN and infinity in a weight show in the outputs of their group's row", as
       const y = await linearQuantized(engine.ones([1, 32]), codes, scale, { bits, group: 0 }).data();
       assert.ok(Math.abs(y[0] - 32) < 1e-4 && Number.isNaN(y[1]), `${y}`);
     }
+});
+
+test("the language model that ships, quantised as it is read", async () => {
+  const prompts = ["a red fox moving up", "a blue ox spinning over a green cat"];
+  const full = await openLanguage(engine, languageModel());
+  const reference = await full.encode(prompts);
+  const rows = (e: typeof reference) => engine.tensor(e.embeddings, e.shape);
+  const lines: string[] = [];
+  for (const [bits, limit] of [
+    [8, 0.01],
+    [4, 0.15],
+  ] as const) {
+    const encoder = await openLanguage(engine, languageModel(), { bits });
+    assert.ok(encoder.model.parameters().length < full.model.parameters().length / 2);
+    assert.is.not(encoder.fingerprint, full.fingerprint);
+    const error = await quantizationError(rows(await encoder.encode(prompts)), rows(reference));
+    assert.ok(error.relative < limit, `${bits} bits: ${error.relative}`);
+    lines.push(`${bits} bits: ${(100 * error.relative).toFixed(2)}%`);
+    encoder.dispose();
+  }
+  full.dispose();
+  console.log(`\n  the language model's states: ${lines.join(", ")}`);
+});
+
+test("a T5 from bf16, quantised as it is read, is one that was loaded and then quantised", async () => {
+  const config = { vocabSize: 50, hidden: 64, headDim: 16, heads: 4, intermediate: 96, depth: 2 };
+  const random = new T5Encoder(engine, config, { key });
+  const entries = [];
+  for (const [name, t] of Object.entries(random.stateDict()))
+    entries.push({
+      name,
+      dtype: "BF16" as const,
+      shape: t.shape,
+      data: encodeFloat32((await t.data()) as Float32Array, "BF16"),
+    });
+  const sink = memorySink();
+  await writeSafetensors(sink, entries, {});
+  const file = await openSafetensors(sink.bytes());
+  await random.loadStateDict(file);
+  const ids = engine.tensor(
+    Int32Array.from({ length: 12 }, (_, i) => (7 * i) % 50),
+    [2, 6],
+  );
+  const reference = engine.noGrad(() => random.forward(ids));
+  const streamed = quantized(() => new T5Encoder(engine, config), { bits: 8 });
+  const report = await streamed.loadStateDict(file);
+  assert.equal([report.missing, report.unexpected], [[], []]);
+  quantize(random, { bits: 8 });
+  const [a, b] = engine.noGrad(() => [streamed.forward(ids), random.forward(ids)]);
+  assert.equal(await a.data(), await b.data());
+  const { relative } = await quantizationError(a, reference);
+  assert.ok(relative < 0.01, `${relative}`);
+  const again = await openQuantized(() => new T5Encoder(engine, config), await bytesOf(streamed));
+  assert.equal(await engine.noGrad(() => again.forward(ids)).data(), await a.data());
+  for (const m of [random, streamed, again]) m.dispose();
 });
 
 test("a whole STDiT, all of its linears", async () => {
