@@ -34,7 +34,8 @@ export function checkScale(name: string, scale: number): void {
 /** The model's predictions for one noisy latent, by what they see. */
 function predictions(model: STDiT, y: Tensor, mask: Tensor | undefined, language: GuidanceOptions["language"]) {
   const flat = (t: Tensor) => (t.rank === 4 ? t.squeeze(1) : t); // [B, L, D]
-  const join = (list: Tensor[]) => (list.length === 1 ? list[0] : cat(list, 0));
+  // Dense also when alone: kernels may add in another order for a view, and parts would then differ by rounding.
+  const join = (list: Tensor[]) => (list.length === 1 ? model.engine.dense(list[0]) : cat(list, 0));
   const captions = flat(y); // [B, L, D]
   const second = language && flat(language.y); // [B, L', D']
   /** [B, out, T, H, W] for each of `seen`, from one run. */

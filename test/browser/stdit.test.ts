@@ -11,14 +11,18 @@ test.before(async () => {
 });
 test.after(() => page?.close());
 
-test("the golden model: activations, outputs and every gradient", async () => {
-  const { checks, worst, failures, adapter } = await page.run<CheckReport & { adapter: string }>("run");
+/** Runs the checks in the page; `count` as many as in Node. */
+async function passes(name: string, count: number): Promise<void> {
+  const { checks, worst, failures, adapter } = await page.run<CheckReport & { adapter: string }>(name);
   const figures = Object.entries(worst).map(([kind, off]) => `${kind} ${off.toExponential(1)}`);
   console.log(`${page.browser}, ${adapter}: ${checks} checks; worst ${figures.join(", ")}`);
   assert.is(failures.join("\n"), "");
-  // As many as in Node.
-  assert.is(checks, 84);
-});
+  assert.is(checks, count);
+}
+
+test("the golden model: activations, outputs and every gradient", () => passes("run", 84));
+
+test("the golden model with a language branch: outputs, gradients, guidance, sampling", () => passes("language", 115));
 
 test("nothing went wrong unseen", () => assert.equal(page.errors, []));
 

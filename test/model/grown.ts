@@ -1,5 +1,6 @@
 import { type Engine, type Key, normal, type Tensor } from "../../engine/index.js";
 import type { STDiTConfig } from "../../model/config.js";
+import type { Module } from "../../model/module.js";
 import type { LanguageCall, STDiT } from "../../model/stdit.js";
 
 /** A model that is quick to build and run. */
@@ -15,7 +16,7 @@ export const SMALL: Partial<STDiTConfig> = {
 };
 
 /** Gives every parameter random numbers, so that nothing that fresh models have at zero hides a difference. */
-export async function randomize(model: STDiT, key: Key, std = 0.3): Promise<void> {
+export async function randomize(model: Module, key: Key, std = 0.3): Promise<void> {
   const { engine } = model;
   const values = Object.fromEntries(
     model.namedParameters().map(([name, p], i) => [name, normal(engine, key.fold(i), p.shape, { std })]),
