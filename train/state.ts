@@ -4,7 +4,7 @@ import { modelEntries, saveModel } from "../model/checkpoint.js";
 import { loadTensors, saveTensors } from "../model/state.js";
 import type { STDiT } from "../model/stdit.js";
 import type { Checkpoint, Json } from "./checkpoint.js";
-import type { Config } from "./config.js";
+import { type Config, parseConfig } from "./config.js";
 import type { AdamW, EMA } from "./optim.js";
 import type { RunFolder } from "./run.js";
 import type { Setup } from "./setup.js";
@@ -89,7 +89,8 @@ export function checkSameRun(saved: Json, config: Config): void {
     value && typeof value === "object" && !Array.isArray(value)
       ? Object.entries(value).flatMap(([k, v]) => flat(v, path ? `${path}.${k}` : k))
       : [[path, JSON.stringify(value)]];
-  const before = new Map(flat(saved));
+  // Options that are newer than the run were at their defaults in it.
+  const before = new Map(flat(parseConfig(saved)));
   const differs = flat(config).filter(
     ([path, value]) =>
       !FREE.includes(path) && !path.startsWith("sample.") && value !== undefined && before.get(path) !== value,
