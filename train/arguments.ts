@@ -1,11 +1,13 @@
 import { parseArgs } from "node:util";
 import { ConfigError, nearest } from "../engine/errors.js";
 
-/** What an option of a command takes. */
-export type Takes = "text" | "number" | "whole" | "switch";
+/** What an option of a command takes; "list" is text, and the option may come several times. */
+export type Takes = "text" | "number" | "whole" | "switch" | "list";
 
 export interface Arguments {
   values: Record<string, string | number | boolean | undefined>;
+  /** Of options that may come several times, in order. */
+  lists: Record<string, string[]>;
   /** Arguments that are no options. */
   words: string[];
   help: boolean;
@@ -26,6 +28,7 @@ export function parseArguments(
   );
   const { tokens } = parseArgs({ args: [...args], options, strict: false, allowPositionals: true, tokens: true });
   const values: Arguments["values"] = {};
+  const lists: Arguments["lists"] = {};
   const words: string[] = [];
   for (const token of tokens) {
     if (token.kind === "positional") words.push(token.value);
@@ -45,6 +48,10 @@ export function parseArguments(
       continue;
     }
     if (value === undefined) throw new ConfigError(`${command}: --${name} needs a value`);
+    if (kind === "list") {
+      lists[name] = [...(lists[name] ?? []), value];
+      continue;
+    }
     const number = Number(value);
     if (
       kind !== "text" &&
@@ -57,5 +64,5 @@ export function parseArguments(
       );
     values[name] = kind === "text" ? value : number;
   }
-  return { values, words, help: values.help === true };
+  return { values, lists, words, help: values.help === true };
 }

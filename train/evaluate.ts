@@ -43,6 +43,7 @@ export function clipsOf(video: Float32Array, [B, , frames, height, width]: reado
 /**
  * Samples captions of combinations that were never trained and judges the clips by colour, motion and class.
  * @param count clips; combinations are taken in turn, each time with other noise
+ * @param changes to how the configuration samples
  */
 export async function evaluate(
   pipeline: Pipeline,
@@ -50,6 +51,7 @@ export async function evaluate(
   source: Source,
   count: number,
   onProgress: (done: number) => void = () => {},
+  changes: Partial<SampleRequest> = {},
 ): Promise<Evaluation> {
   const { world, sprites } = source.composed!;
   const specs = combinations(world, "heldOut");
@@ -62,10 +64,8 @@ export async function evaluate(
       (_, i) => specs[(clips.length + i) % specs.length],
     );
     // Each batch has a seed of its own, so that repeated captions meet other noise.
-    const { video, shape } = await sample(
-      pipeline,
-      requestOf(config, asked.map(captionOf), config.run.seed + clips.length, pipeline.model),
-    );
+    const request = requestOf(config, asked.map(captionOf), config.run.seed + clips.length, pipeline.model);
+    const { video, shape } = await sample(pipeline, { ...request, ...changes });
     clipsOf(video, shape).forEach((clip, i) => {
       const verdict = judge(clip.video, world, judges);
       clips.push({ spec: asked[i], caption: captionOf(asked[i]), clip, verdict, marks: mark(verdict, asked[i]) });

@@ -116,7 +116,8 @@ export async function continual(options: ContinualOptions): Promise<number> {
 
     // After, with the averaged weights.
     const swaps = swappedSpecs(source, Math.min(SWAPS, Math.ceil(count / 8)));
-    const bar = new Progress({ total: count + Math.ceil(count / 2), label: "sample" });
+    const half = Math.ceil(count / 2);
+    const bar = new Progress({ total: count + 2 * half, label: "sample" });
     const after = await stage
       .timed("sampling and judging", () =>
         state.ema.use(async () => ({
@@ -125,7 +126,10 @@ export async function continual(options: ContinualOptions): Promise<number> {
           old: await heldOutLoss(setup, old),
           swaps: await swapFilms(base, setup, config, source, swaps),
           judged: await evaluate(setup, config, source, count, (done) => bar.update(done)),
-          judgedOld: await evaluate(setup, config, old, Math.ceil(count / 2), (done) => bar.update(count + done)),
+          silent: await evaluate(setup, config, source, half, (done) => bar.update(count + done), {
+            languageGuidance: 0,
+          }),
+          judgedOld: await evaluate(setup, config, old, half, (done) => bar.update(count + half + done)),
         })),
       )
       .finally(() => bar.stop());
@@ -167,7 +171,7 @@ export async function continual(options: ContinualOptions): Promise<number> {
         },
       ],
       clips: await reportClips(after.judged.clips, source),
-      judges: judgesOf(after.judged, after.judgedOld),
+      judges: judgesOf(after.judged, after.silent, after.judgedOld),
       config,
       adapter: stage.adapterRows(flops),
       timings: [...stage.timings, { name: "in all", seconds: whole }],
@@ -183,6 +187,8 @@ export async function continual(options: ContinualOptions): Promise<number> {
           gates: after.gates,
           clips: count,
           right,
+          silentClips: after.silent.clips.length,
+          silentRight: after.silent.right,
           oldClips: after.judgedOld.clips.length,
           oldRight: after.judgedOld.right,
           seconds: whole,
@@ -193,7 +199,7 @@ export async function continual(options: ContinualOptions): Promise<number> {
       ),
     );
     console.log(
-      `\n${count} clips of new combinations: colours in order in ${right.colour}, motion right in ${right.motion}, class in ${right.class}`,
+      `\n${count} clips of new combinations: colours in order in ${right.colour} (${after.silent.right.colour} of ${half} without the language branch), motion right in ${right.motion}, class in ${right.class}`,
     );
     console.log(
       `loss     new captions ${before.fresh.toFixed(3)} -> ${after.fresh.toFixed(3)}, old captions ${before.old.toFixed(3)} -> ${after.old.toFixed(3)}`,
@@ -223,8 +229,8 @@ async function planFor(
   const clip = (each / (3 * config.train.batchSize)) * 3 * config.sample.steps;
   const left = WORK * minutes * 60 - stage.seconds;
   // Sampling gets at most a third of the time.
-  const most = Math.max(4, Math.min(clips, Math.floor(left / 3 / (2.2 * clip))));
-  const fit = Math.floor((left - 2.2 * most * clip) / each);
+  const most = Math.max(4, Math.min(clips, Math.floor(left / 3 / (2.6 * clip))));
+  const fit = Math.floor((left - 2.6 * most * clip) / each);
   const notes: string[] = [];
   const taken = Math.max(LEAST, Math.min(MOST, fit));
   if (taken < MOST || most < clips)
@@ -278,10 +284,16 @@ async function swapFilms(
   };
 }
 
-function judgesOf({ clips, right }: Evaluation, old: Evaluation): JudgeScore[] {
+function judgesOf({ clips, right }: Evaluation, silent: Evaluation, old: Evaluation): JudgeScore[] {
   const of = clips.length;
   return [
     { name: "colours in order", right: right.colour, of, doc: "median of the upper and the lower half's border" },
+    {
+      name: "colours in order, without language",
+      right: silent.right.colour,
+      of: silent.clips.length,
+      doc: "the same model with the branch's guidance at 0",
+    },
     { name: "colours in either order", right: right.colourPair, of },
     { name: "motion", right: right.motion, of, doc: "slope of the foreground's centre over the frames" },
     { name: "class", right: right.class, of, doc: "nearest sprite at its best place and size" },

@@ -40,8 +40,8 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 22px 20px; }
 figure { margin: 0; min-width: 0; }
 .films { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; }
-.rows { display: grid; gap: 22px; }
-.films.row { grid-template-columns: repeat(auto-fit, minmax(96px, 150px)); }
+.rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 22px 28px; }
+.films.row { grid-template-columns: repeat(auto-fit, minmax(64px, 1fr)); }
 .films div { position: relative; }
 .films img { display: block; width: 100%; border-radius: 8px; image-rendering: pixelated; background: var(--line); }
 .films span { position: absolute; left: 6px; bottom: 6px; padding: 1px 7px; border-radius: 5px; background: rgb(0 0 0 / 0.55); color: #fff; font-size: 11px; }
