@@ -1,6 +1,6 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { createEngine, Key, normal, type Tensor } from "../../engine/index.js";
+import { createEngine, Key, normal } from "../../engine/index.js";
 import { openModel, saveModel } from "../../model/checkpoint.js";
 import { STDIT_XL_2, type STDiTConfig } from "../../model/config.js";
 import { parameterCount } from "../../model/count.js";
@@ -8,7 +8,6 @@ import {
   decodeGrowth,
   describeGrowth,
   encodeGrowth,
-  type GrowthMode,
   grow,
   grownSource,
   growthPlan,
@@ -21,15 +20,13 @@ import { StateError } from "../../model/state.js";
 import { STDiT } from "../../model/stdit.js";
 import { AdamW } from "../../train/optim.js";
 import { golden } from "../golden.js";
-import { near, relNorm } from "./compare.js";
+import { relNorm } from "./compare.js";
+import { checkExpand } from "./expand-checks.js";
 import { equalBits, inputsOf, outputOf, randomize, SMALL, thrown } from "./grown.js";
 
 const test = suite("growth");
 const engine = await createEngine();
-const GPU = engine.info.kind === "software" ? 1 : 10;
 const key = Key.from(11);
-const { tensors: g, metadata } = await golden("expand");
-const cfg = JSON.parse(metadata.cfg);
 
 const drawn = (depth: number, options: Parameters<typeof growthPlan>[1]) =>
   growthPlan(depth, options)
@@ -72,69 +69,11 @@ test("the order of blocks: m new on n old by m/n = p/q in lowest terms", () => {
   assert.is(growthPlan(3, { mode: "insert", blocks: 3 }, 2).temporalOwner, 4);
 });
 
-/** The base of the golden file. */
-async function goldenBase(): Promise<STDiT> {
-  const model = new STDiT(engine, {
-    hidden: cfg.hidden,
-    depth: cfg.depth,
-    heads: cfg.heads,
-    frames: cfg.input_size[0],
-    latent: cfg.input_size.slice(1),
-    captionChannels: cfg.cap,
-    maxLength: cfg.L,
-    spaceScale: cfg.space_scale,
-    timeScale: cfg.time_scale,
-  });
-  await model.loadStateDict(
-    Object.fromEntries(
-      Object.entries(g)
-        .filter(([name]) => name.startsWith("weights."))
-        .map(([name, t]) => [name.slice(8), t]),
-    ),
-  );
-  return model;
-}
-
-const upload = (name: string): Tensor => engine.tensor(g[name].data as Float32Array, g[name].shape);
-const goldenForward = (model: STDiT): Tensor =>
-  model.forward(upload("in.x"), g["in.timestep"].data, upload("in.y"), upload("in.mask"));
-const goldenOutput = async (model: STDiT) => {
-  const out = engine.noGrad(() => engine.scope(() => goldenForward(model)));
-  return (await out.data()) as Float32Array;
-};
-
-test("the golden model: every scheme keeps its output, and positions at index 0 change it", async () => {
-  const base = await goldenBase();
-  const before = await goldenOutput(base);
-  await near("base", before, g["out.base"], 2e-5 * GPU);
-  let schemes = 0;
-  for (const name of Object.keys(g).filter((n) => n.endsWith(".source"))) {
-    const scheme = name.slice(0, -7);
-    const [, mode, blocks] = /^([a-z]+)(\d+)$/.exec(scheme)!;
-    const options = { mode: mode as GrowthMode, blocks: Number(blocks) };
-    const plan = growthPlan(cfg.depth, options);
-    assert.equal(
-      plan.blocks.map((b) => b.source),
-      [...g[name].data],
-    );
-    assert.equal(
-      plan.blocks.map((b) => Number(b.isNew)),
-      [...g[`${scheme}.is_new`].data],
-    );
-    const grown = await grow(base, options);
-    assert.ok(equalBits(await goldenOutput(grown), before), scheme);
-    grown.dispose();
-    schemes++;
-  }
-  assert.is(schemes, 9);
-  // The file's flag is 0 where its reference left the positions at index 0.
-  assert.is(g["prefix4.bit_identical"].data[0], 0);
-  assert.is(g["prefix4_tpe_at_original.bit_identical"].data[0], 1);
-  const moved = await grow(base, { mode: "prefix", blocks: 4, temporalOwner: "first" });
-  const other = await goldenOutput(moved);
-  await near("positions at index 0", other, g["prefix4.out_tpe_at_index0"], 2e-5 * GPU);
-  assert.ok(relNorm(other, before) > 1e-3);
-  for (const m of [base, moved]) m.dispose();
+test("the golden model: every scheme keeps its output; gradients at growth, three steps of training", async () => {
+  const { checks, worst, failures } = await checkExpand(engine, await golden("expand"));
+  console.log(`\n  ${checks} checks; worst ${JSON.stringify(worst)}`);
+  assert.is(failures.join("\n"), "");
+  assert.is(checks, 77);
 });
 
 /** Without the keys' part of an attention's bias, whose gradient is rounding alone. */
@@ -142,46 +81,6 @@ function withoutKeys(name: string, values: ArrayLike<number>, C: number): number
   const [from, to] = name.endsWith("qkv.bias") ? [C, 2 * C] : name.endsWith("kv_linear.bias") ? [0, C] : [0, 0];
   return Array.from(values).filter((_, i) => i < from || i >= to);
 }
-
-test("the golden model: gradients at growth, and three steps of training", async () => {
-  const base = await goldenBase();
-  const model = await grow(base, { mode: "insert", blocks: 2 });
-  base.dispose();
-  const lossOf = () => goldenForward(model).mul(upload("in.loss_rand")).mean();
-  const loss = lossOf();
-  await near("loss", loss, { data: g["loss.base"].data }, 1e-5);
-  loss.backward();
-  let worst = 0;
-  const stored = Object.keys(g).filter((n) => n.startsWith("insert2.grad."));
-  assert.is(stored.length, 2 * 19);
-  const named = Object.fromEntries(model.namedParameters());
-  for (const name of stored) {
-    const own = name.slice("insert2.grad.".length);
-    const grad = await named[own].grad!.data();
-    const expected = g[name].data;
-    if (expected.every((v) => v === 0))
-      assert.ok(
-        grad.every((v) => v === 0),
-        `${own} has a gradient`,
-      );
-    else worst = Math.max(worst, await near(own, grad, g[name], 1e-5 * GPU, relNorm));
-  }
-  model.zeroGrad();
-
-  const optimizer = new AdamW(Object.fromEntries(model.namedParameters()), { lr: 1e-3, weightDecay: 0 });
-  for (let step = 0; step < 3; step++) {
-    const loss = lossOf();
-    await near(`loss ${step}`, loss, { data: g[`insert2.train.loss${step}`].data }, 1e-5);
-    loss.backward();
-    optimizer.step();
-    model.zeroGrad();
-  }
-  await near("after three steps", await goldenOutput(model), g["insert2.train.out_after3"], 1e-4 * GPU);
-  for (const name of ["attn.qkv.weight", "attn_temp.proj.weight"])
-    await near(name, await named[`blocks.2.${name}`].data(), g[`insert2.train.${name}_after3`], 1e-5 * GPU);
-  console.log(`\n  gradients off by at most ${worst.toExponential(1)}`);
-  model.dispose();
-});
 
 test("50 random growths of random models: outputs equal to the last bit", async () => {
   // Philox by a key decides, so that a failure comes again.
