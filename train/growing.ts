@@ -124,3 +124,11 @@ export function compareBits(before: Float32Array, after: Float32Array): Comparis
   }
   return { values: a.length, different, largest, silent: before.every((v) => v === 0) };
 }
+
+/** A comparison in words. */
+export function comparisonText({ values, different, largest }: Comparison): string {
+  const all = values.toLocaleString("en");
+  return different === 0
+    ? `all ${all} outputs on random inputs are equal bit for bit`
+    : `${different.toLocaleString("en")} of ${all} outputs on random inputs differ, by up to ${largest.toExponential(1)}`;
+}

@@ -51,7 +51,7 @@ export interface TrainOptions {
 }
 
 /** A batch's language captions on the GPU. */
-export const languageInput = (engine: Engine, { embeddings, mask, shape, drop }: NonNullable<Batch["language"]>) => ({
+const languageInput = (engine: Engine, { embeddings, mask, shape, drop }: NonNullable<Batch["language"]>) => ({
   y: engine.tensor(embeddings, shape), // [B, L, D]
   mask: engine.tensor(mask, shape.slice(0, 2)), // [B, L]
   drop,

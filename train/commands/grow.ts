@@ -6,7 +6,15 @@ import type { LanguageOptions } from "../../model/language.js";
 import { copyEntries, openSafetensors, type Safetensors, writeSafetensors } from "../../model/safetensors.js";
 import type { STDiT } from "../../model/stdit.js";
 import { type Arguments, parseArguments } from "../arguments.js";
-import { type BranchSpec, branchOptions, type Comparison, compareBits, probe, readBranch } from "../growing.js";
+import {
+  type BranchSpec,
+  branchOptions,
+  type Comparison,
+  compareBits,
+  comparisonText,
+  probe,
+  readBranch,
+} from "../growing.js";
 import { adapterLine } from "./adapter.js";
 
 const usage = `Usage: espalier grow BASE.safetensors --out GROWN.safetensors [--mode MODE --blocks N] [--language FILE] [options]
@@ -121,13 +129,13 @@ const parameters = (model: STDiT) => {
 };
 
 /** Says how outputs compare; throws where they differ and should not. */
-function judge({ values, different, largest, silent }: Comparison, moved: boolean): string {
+function judge(comparison: Comparison, moved: boolean): string {
+  const { values, different, silent } = comparison;
   const all = values.toLocaleString("en");
   if (silent && different === 0)
     return `all ${all} outputs on random inputs are 0 before and after: the base is untrained, so this says little`;
-  if (different === 0)
-    return `all ${all} outputs on random inputs are equal bit for bit (largest difference ${largest})`;
-  const text = `${different.toLocaleString("en")} of ${all} outputs on random inputs differ, by up to ${largest.toExponential(1)}`;
+  const text = comparisonText(comparison);
+  if (different === 0) return text;
   if (moved) return `${text}: --owner first moved the frames' positions to another block`;
   throw new ConfigError(`grow: ${text}: nothing was written; they should be equal, this is a fault of Espalier's`);
 }
