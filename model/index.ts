@@ -16,7 +16,7 @@ export { ddim, ddimReverse } from "./diffusion/ddim.js";
 export { ddpm } from "./diffusion/ddpm.js";
 export { dpmSolver } from "./diffusion/dpm.js";
 export { Flow } from "./diffusion/flow.js";
-export { type GuidanceOptions, guided } from "./diffusion/guidance.js";
+export { type GuidanceOptions, type GuidanceParts, guided } from "./diffusion/guidance.js";
 export { Iddpm, type IddpmLoss } from "./diffusion/iddpm.js";
 export type { Loss, Noised, Objective } from "./diffusion/objective.js";
 export { euler, type FlowOptions, heun } from "./diffusion/ode.js";
@@ -75,6 +75,7 @@ export { type Hook, Module, type ModuleOptions, type TableRow } from "./module.j
 export { loadLora, loraState, saveLora } from "./peft/file.js";
 export { isPickle, refusePickle } from "./pickle.js";
 export {
+  languagePrompts,
   type Pipeline,
   type Progress,
   type SampleRequest,
@@ -111,6 +112,8 @@ export { type HostTensor, type LoadOptions, type LoadReport, StateError, type St
 export { type LanguageCall, STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
 export { encodeT5Config, T5_V1_1_XXL, type T5Config, t5Config, t5ConfigOf } from "./t5/config.js";
 export { T5Encoder } from "./t5/t5.js";
+export { type BranchEncoder, languageOf, type OpenBranch, openBranch } from "./text/branch.js";
+export { captionEncoderOf } from "./text/captions.js";
 export { type ChatMessage, ChatTemplate } from "./text/chat.js";
 export { cleanCaption } from "./text/clean.js";
 export type { Encoded, TextEncoder } from "./text/encoder.js";

@@ -162,7 +162,7 @@ function checkRequest(pipeline: Pipeline, request: SampleRequest): void {
   checkScale("language scale", request.languageGuidance ?? LANGUAGE_GUIDANCE);
   const form = formOf(pipeline, request);
   if (longPrompts === undefined) return;
-  checkPrompts(longPrompts);
+  checkPrompts(longPrompts, true);
   if (longPrompts.length !== prompts.length)
     throw new ConfigError(
       `sample: there must be a long prompt for each prompt: got ${longPrompts.length} for ${prompts.length}.`,
@@ -232,7 +232,7 @@ export async function* sampleClips(
   });
   try {
     const { y, mask } = upload(first);
-    const noise = hold(engine.noGrad(() => noiseOf(engine, key, shape))); // [B, C, T, H, W]
+    const noise = hold(engine.noGrad(() => engine.scope(() => noiseOf(engine, key, shape)))); // [B, C, T, H, W]
     const predict = guided(model, y, mask, {
       scale: request.guidance ?? GUIDANCE,
       cfgChannels,
