@@ -1,6 +1,6 @@
 import type { z } from "zod";
 import { ConfigError, nearest } from "../engine/errors.js";
-import { type Config, type Leaf, leaves, type Sampler, schema, sections, valueAt, wants } from "./schema.js";
+import { type Config, leaves, type Sampler, schema, sections, valueAt, wants } from "./schema.js";
 
 export type { Config, ConfigInput, Sampler } from "./schema.js";
 
@@ -169,9 +169,10 @@ export function parseConfig(input: unknown = {}): Config {
   const { data } = result;
   const sampler: Sampler = data.sample.sampler ?? (data.objective.kind === "flow" ? "euler" : "ddim");
   const config: Config = { ...data, sample: { ...data.sample, sampler } };
+  const standard = schema.parse({});
   const wasSet = (path: string) => {
     const given = valueAt(input, path.split("."));
-    return given !== undefined && given !== (leaves.get(path) as Leaf).parse(undefined);
+    return given !== undefined && JSON.stringify(given) !== JSON.stringify(valueAt(standard, path.split(".")));
   };
   const broken = crossRules(config, wasSet);
   if (broken.length > 0) throw refuse(broken);

@@ -289,6 +289,13 @@ test("every option is documented, and every short flag works", () => {
   ]);
 });
 
+test("a configuration with all defaults filled in may be given again", () => {
+  for (const input of [{}, { model: { from: "base.safetensors" }, lora: { pattern: "blocks.**" } }]) {
+    const whole = parseConfig(input);
+    assert.equal(parseConfig(JSON.parse(JSON.stringify(whole))), whole);
+  }
+});
+
 test("describe lists every option set and marks what is not the default", () => {
   const text = describe(parseConfig({ optim: { lr: 0.5 } }));
   const lines = text.split("\n");

@@ -102,7 +102,6 @@ const kinds: [string, string[]][] = [
       ...["--replay.fraction", "0.25", "--replay.clips", "easy"],
     ],
   ],
-  ["that trains new blocks alone", ["--grow.mode", "prefix", "--grow.blocks", "1", "--scope", "new"]],
   ["with adapters", ["--lora.pattern", "blocks.*.attn.**,blocks.*.mlp.**", "--rank", "2"]],
 ];
 for (const [name, args] of kinds)
