@@ -179,6 +179,8 @@ export class STDiT extends Module {
     temporal?: Tensor,
     language?: LanguageInput,
   ): Tensor {
+    // Without gradients nobody needs a block's inner values: memory is that of one block, not of all.
+    if (!this.engine.recording) return this.engine.scope(() => block.forward(x, y, t6, mask, temporal, language)); // [B, T, S, C]
     if (!this.checkpointBlocks) return block.forward(x, y, t6, mask, temporal, language); // [B, T, S, C]
     // Backward runs the block again, so what it reads must be held by the tape: everything is passed.
     const given = [mask, temporal, language?.y, language?.mask];
