@@ -32,8 +32,11 @@ const WORK = 0.86;
 const MOST = 375;
 /** Fewer teach nothing. */
 const LEAST = 20;
-/** Captions whose two colours are swapped, and clips of the old captions that are judged. */
+/** Captions whose two colours are swapped. */
 const SWAPS = 4;
+
+/** Pairs of swapped prompts beside n judged clips. */
+const swapsOf = (n: number) => Math.min(SWAPS, Math.ceil(n / 8));
 
 /** How a demonstration goes on from the base, beside the time that it takes. */
 export interface ContinualOptions extends DemoOptions {
@@ -120,7 +123,7 @@ export async function continual(options: ContinualOptions): Promise<number> {
     const { setup } = hold({ setup: state.setup, dispose: () => state.setup.dispose() });
 
     // After, with the averaged weights.
-    const swaps = swappedSpecs(source, Math.min(SWAPS, Math.ceil(count / 8)));
+    const swaps = swappedSpecs(source, swapsOf(count));
     const half = Math.ceil(count / 2);
     const bar = new Progress({ total: count + 2 * half, label: "sample" });
     const after = await stage
@@ -232,10 +235,13 @@ async function planFor(
   const each = await secondsPerStep(stage.engine, config, source, (minutes * 60) / MOST);
   // Three forward passes a guided step; a training step costs three a clip, for each of its clips.
   const clip = (each / (3 * config.train.batchSize)) * 3 * config.sample.steps;
+  /** Seconds of sampling for n judged clips: they, half as many old ones, half without language, swaps in three ways. */
+  const sampling = (n: number) => clip * (n * (1 + 1 / 2 + 1 / 3) + 2 * swapsOf(n) * (7 / 3) + 4);
   const left = WORK * minutes * 60 - stage.seconds;
   // Sampling gets at most a third of the time.
-  const most = Math.max(4, Math.min(clips, Math.floor(left / 3 / (2.6 * clip))));
-  const fit = Math.floor((left - 2.6 * most * clip) / each);
+  let most = clips;
+  while (most > 4 && sampling(most) > left / 3) most--;
+  const fit = Math.floor((left - sampling(most)) / each);
   const notes: string[] = [];
   const taken = Math.max(LEAST, Math.min(MOST, fit));
   if (taken < MOST || most < clips)
