@@ -13,7 +13,7 @@ const { values } = parseArgs({
 const port = Number(values.port);
 if (!Number.isInteger(port) || port < 0 || port > 65535)
   fail(`--port must be a whole number from 0 to 65535: "${values.port}"`);
-const checkpoint = resolve(values.checkpoint ?? join(root, "examples/checkpoints/easy.safetensors"));
+const checkpoint = resolve(values.checkpoint ?? join(root, "train/embedded/base.safetensors"));
 const hasCheckpoint = existsSync(checkpoint) && statSync(checkpoint).isFile();
 if (values.checkpoint && !hasCheckpoint) fail(`no such file: --checkpoint ${values.checkpoint}`);
 const checkpointPath = hasCheckpoint ? `/checkpoint/${basename(checkpoint)}` : null;
