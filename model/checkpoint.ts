@@ -1,16 +1,20 @@
 import { ConfigError, checkOptions, type DType, type Engine, Tensor } from "../engine/index.js";
 import { type Codec, PCACodec, PixelCodec } from "./codec.js";
-import { decodeConfig, encodeConfig } from "./config.js";
+import { decodeConfig, encodeConfig, type STDiTConfig } from "./config.js";
 import { Flow } from "./diffusion/flow.js";
 import { Iddpm, type IddpmLoss } from "./diffusion/iddpm.js";
 import type { Objective } from "./diffusion/objective.js";
 import { Velocity } from "./diffusion/velocity.js";
-import type { ByteSink } from "./files/source.js";
+import { type ByteSink, FileError } from "./files/source.js";
+import { jsonBeside, type OpenCheckpoint, openCheckpoint } from "./foreign/open.js";
+import { type ForeignOptions, foreignKind, foreignOrigin } from "./foreign/origin.js";
+import type { ImportReport } from "./foreign/report.js";
 import { decodeGrowth, encodeGrowth, type GrowthOptions, growOrigin } from "./growth.js";
 import { decodeLanguage, encodeLanguage, type LanguageOptions, languageOrigin } from "./language.js";
 import { baseState, isMerged, loraConfig } from "./lora.js";
 import { buildModel, needPlain, type Origin } from "./origin.js";
 import { decodeLora, encodeLora } from "./peft/config.js";
+import { QuantizedLinear } from "./quantize.js";
 import {
   encodeFloat32,
   openSafetensors,
@@ -38,6 +42,8 @@ export interface LoadedModel {
   text: { info: Info | undefined; encoder: TextEncoder | undefined };
   /** Free-form strings of the file. */
   metadata: Readonly<Record<string, string>>;
+  /** Of a file that others made: what was taken from it. */
+  report?: ImportReport;
   dispose(): void;
 }
 
@@ -123,13 +129,50 @@ export interface OpenModelOptions extends Pick<LoadOptions, "onProgress"> {
   language?: LanguageOptions;
   /** The codec of a model whose file holds none, such as an autoencoder from `openVae`. It stays the caller's. */
   codec?: Codec;
+  /** What a file that others made does not say: `json` where the file is given open, heads, the grid. */
+  foreign?: ForeignOptions;
+}
+
+/**
+ * Opens a model file, or one that others made: a safetensors file, the index of its shards or, for the latter, their
+ * folder. Of others' the config.json beside it is read too.
+ */
+export async function openModelFile(location: SafetensorsLocation | Safetensors): Promise<OpenCheckpoint> {
+  if (location instanceof Safetensors) return { file: location, json: undefined };
+  const isPath = typeof location === "string" || location instanceof URL;
+  let file: Safetensors;
+  try {
+    file = await openSafetensors(location);
+  } catch (error) {
+    if (isPath && error instanceof FileError && error.code === "EISDIR") return openCheckpoint("model file", location);
+    throw error;
+  }
+  try {
+    return { file, json: isPath && foreignKind(file) ? await jsonBeside(String(location)) : undefined };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
 }
 
 /** The model of a file as the file has it. */
-function originIn(file: Safetensors): Origin {
+async function originIn(
+  file: Safetensors,
+  foreign?: ForeignOptions,
+): Promise<{ origin: Origin; report?: ImportReport }> {
   const { metadata, name } = file;
-  if (metadata.model === undefined)
-    throw new ConfigError(`model file: ${name} holds no configuration; its metadata must have "model" as JSON.`);
+  if (metadata.model === undefined) {
+    const kind = foreignKind(file);
+    if (kind) return foreignOrigin(file, kind, foreign);
+    throw new ConfigError(
+      `model file: ${name} holds no configuration; its metadata must have "model" as JSON, or its tensors the names of Open-Sora 1.0's STDiT or of PixArt-alpha.`,
+    );
+  }
+  return { origin: ownOrigin(file) };
+}
+
+function ownOrigin(file: Safetensors): Origin {
+  const { metadata, name } = file;
   const config = decodeConfig(metadata.model);
   return {
     config,
@@ -144,8 +187,9 @@ function originIn(file: Safetensors): Origin {
 const BESIDE = ["codec.", "text.", "train."];
 
 /**
- * Opens a model file: safetensors with the configuration as JSON in its metadata. Tensors go to the GPU chunk by chunk.
- * @param location a path or address, a Blob, bytes, or an open file (which stays open)
+ * Opens a model file: safetensors with the configuration as JSON in its metadata; or a STDiT of Open-Sora 1.0, or a
+ * PixArt-alpha to begin one from, under their own names. Tensors go to the GPU chunk by chunk.
+ * @param location a path or address, a Blob, bytes, or an open file (which stays open); of others' also a folder
  * @throws ConfigError for a file without configuration, StateError for parameters that do not fit it
  */
 export async function openModel(
@@ -153,18 +197,20 @@ export async function openModel(
   location: SafetensorsLocation | Safetensors,
   options: OpenModelOptions = {},
 ): Promise<LoadedModel> {
-  checkOptions("openModel", options, ["dtype", "onProgress", "grow", "language", "codec"]);
-  const file = location instanceof Safetensors ? location : await openSafetensors(location);
+  checkOptions("openModel", options, ["dtype", "onProgress", "grow", "language", "codec", "foreign"]);
+  const { file, json: beside } = await openModelFile(location);
   let model: STDiT | undefined;
   let codec: Codec | undefined;
   try {
     const { metadata } = file;
-    let origin = originIn(file);
+    const found = await originIn(file, { ...(beside && { json: beside }), ...options.foreign });
+    const { report } = found;
+    let { origin } = found;
     if (options.grow || options.language) needPlain(`model file ${file.name}`, origin.lora !== undefined);
     if (options.grow) origin = await growOrigin(origin, options.grow);
     if (options.language) origin = await languageOrigin(origin, options.language);
     const about = json(metadata, "objective", file.name);
-    const objective = about && decodeObjective(about);
+    const objective = about ? decodeObjective(about) : report && objectiveOf(origin.config);
     codec = await openCodec(engine, file, json(metadata, "codec", file.name), options.codec);
     if (options.codec && options.codec.channels !== origin.config.inChannels)
       throw new ConfigError(
@@ -179,7 +225,7 @@ export async function openModel(
       m.dispose();
       if (c !== options.codec) c?.dispose();
     };
-    return { model, codec, objective, text: { info, encoder }, metadata, dispose };
+    return { model, codec, objective, text: { info, encoder }, metadata, ...(report && { report }), dispose };
   } catch (error) {
     model?.dispose();
     if (codec !== options.codec) codec?.dispose();
@@ -189,26 +235,35 @@ export async function openModel(
   }
 }
 
-async function withFile<T>(location: SafetensorsLocation | Safetensors, use: (file: Safetensors) => Promise<T>) {
-  const file = location instanceof Safetensors ? location : await openSafetensors(location);
+/** What Open-Sora 1.0 and PixArt train: noise, and variances where the model has outputs for them. */
+const objectiveOf = ({ predSigma }: STDiTConfig): Objective => new Iddpm({ loss: predSigma ? "mse+vb" : "mse" });
+
+async function withFile<T>(
+  location: SafetensorsLocation | Safetensors,
+  use: (file: Safetensors, json: OpenCheckpoint["json"]) => Promise<T>,
+) {
+  const { file, json } = await openModelFile(location);
   try {
-    return await use(file);
+    return await use(file, json);
   } finally {
     if (file !== location) await file.close();
   }
 }
 
 /**
- * What a model file says of its text encoder, and the encoder where all of it is in the file; the model is not loaded.
+ * What a model file says of its codec and of its text encoder, and the encoder where all of it is in the file; the model
+ * is not loaded.
  * @throws ConfigError for a file without configuration
  */
 export function openModelText(
   location: SafetensorsLocation | Safetensors,
-): Promise<{ model: Pick<STDiT, "config">; text: LoadedModel["text"] }> {
-  return withFile(location, async (file) => {
-    const { config } = originIn(file);
+  foreign?: ForeignOptions,
+): Promise<{ model: Pick<STDiT, "config">; text: LoadedModel["text"]; codec: Info | undefined }> {
+  return withFile(location, async (file, beside) => {
+    const { config } = (await originIn(file, { ...(beside && { json: beside }), ...foreign })).origin;
     const info = json(file.metadata, "text", file.name);
-    return { model: { config }, text: { info, encoder: await openText(file, info, config.maxLength) } };
+    const encoder = await openText(file, info, config.maxLength);
+    return { model: { config }, text: { info, encoder }, codec: json(file.metadata, "codec", file.name) };
   });
 }
 
@@ -245,10 +300,15 @@ const hostEntry = (name: string, { shape, data }: HostTensor): SafetensorsEntry 
 
 /**
  * The tensors and strings of a model file, for `writeSafetensors` or for a training checkpoint that holds more.
- * @throws ConfigError when averaged weights do not belong to the model or a metadata key is taken
+ * @throws ConfigError when averaged weights do not belong to the model, a metadata key is taken, or layers are quantised
  */
 export function modelEntries(content: ModelContent): { entries: SafetensorsEntry[]; metadata: Record<string, string> } {
   const { model, codec, objective, text, vectors, weights = {}, adapters = true, metadata = {} } = content;
+  const rounded = Array.from(model.namedModules()).filter(([, m]) => m instanceof QuantizedLinear);
+  if (rounded.length)
+    throw new ConfigError(
+      `saveModel: model files hold full weights: ${rounded.length} linear layers are quantised, the first being ${rounded[0][0]}; write them with saveQuantized, or save the model before it is quantised.`,
+    );
   const own = adapters ? model.stateDict() : baseState(model);
   const lora = adapters && !isMerged(model) ? loraConfig(model) : undefined;
   for (const [name, t] of Object.entries(weights))

@@ -12,6 +12,8 @@ import type { HostTensor } from "./state.js";
 
 /** Turns videos into latents and back. Its numbers travel in the model's checkpoint. */
 export interface Codec {
+  /** Reads the weights of a codec that lies elsewhere; must have ended before the first `encode` or `decode`. */
+  open?(): Promise<void>;
   /** Channels of a latent. */
   readonly channels: number;
   /**

@@ -33,6 +33,7 @@ export {
   type SaveOpenSoraOptions,
   saveOpenSora,
 } from "./foreign/opensora.js";
+export { type ForeignKind, type ForeignOptions, foreignKind } from "./foreign/origin.js";
 export { initFromPixArt, type PixArtOptions } from "./foreign/pixart.js";
 export { describeImport, type ImportReport, importReport } from "./foreign/report.js";
 export {
@@ -112,11 +113,11 @@ export { type HostTensor, type LoadOptions, type LoadReport, StateError, type St
 export { type LanguageCall, STDiT, type STDiTCall, type STDiTInit } from "./stdit.js";
 export { encodeT5Config, T5_V1_1_XXL, type T5Config, t5Config, t5ConfigOf } from "./t5/config.js";
 export { T5Encoder } from "./t5/t5.js";
-export { type BranchEncoder, languageOf, type OpenBranch, openBranch } from "./text/branch.js";
-export { captionEncoderOf } from "./text/captions.js";
+export { type BranchEncoder, identifyBranch, languageOf, type OpenBranch, openBranch } from "./text/branch.js";
+export { captionEncoderOf, type OpenCaptions, openCaptions } from "./text/captions.js";
 export { type ChatMessage, ChatTemplate } from "./text/chat.js";
 export { cleanCaption } from "./text/clean.js";
-export type { Encoded, TextEncoder } from "./text/encoder.js";
+export type { Encoded, Identity, TextEncoder } from "./text/encoder.js";
 export { formPrompts, inForm, PROMPT_FORMS, type PromptForm, promptForm } from "./text/form.js";
 export { type OpenedLlama, type OpenLlamaOptions, openLanguage, openLlama } from "./text/language.js";
 export { type LlamaEncoderOptions, LlamaTextEncoder } from "./text/llama.js";
@@ -138,6 +139,7 @@ export { WordEncoder, type WordEncoderOptions } from "./text/words.js";
 export { VAECodec, type VaeCodecOptions } from "./vae/codec.js";
 export { VaeDecoder, VaeEncoder } from "./vae/coders.js";
 export { encodeVaeConfig, SD_VAE, type VaeConfig, vaeConfig, vaeConfigOf } from "./vae/config.js";
+export { ExternalVae, type ExternalVaeOptions } from "./vae/external.js";
 export { type OpenVaeOptions, openVae, saveVae, vaeFingerprint } from "./vae/open.js";
 export { AutoencoderKL, klDivergence, type Moments, type VaeParts } from "./vae/vae.js";
 export { StateView } from "./view.js";

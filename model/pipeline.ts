@@ -93,7 +93,7 @@ export function videoShape(
 const SCALE = 5040;
 
 /** @throws ConfigError for a sampler that does not fit the objective, or an eta that it has no use for */
-function checkSampler(name: SamplerName, objective: Objective, eta: number): void {
+export function checkSampler(name: SamplerName, objective: Objective, eta: number): void {
   const known = samplersOf(objective);
   if (!known.includes(name)) {
     const guess = nearest(name, known);
@@ -249,6 +249,7 @@ export async function* sampleClips(
         steps: step.steps,
         t: step.t,
         video: async () => {
+          await codec.open?.();
           const video = engine.noGrad(() => engine.scope(() => codec.decode(believed))); // [B, 3, T, H, W]
           try {
             return (await video.data()) as Float32Array;

@@ -15,7 +15,8 @@ export interface OpenCheckpoint {
 /** Names that a folder's weights go by. */
 const WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.safetensors"];
 
-async function jsonBeside(location: string): Promise<OpenCheckpoint["json"]> {
+/** The object of the config.json beside a location, undefined where there is none. */
+export async function jsonBeside(location: string): Promise<OpenCheckpoint["json"]> {
   const at = siblingOf(location, "config.json");
   try {
     const source = await toSource(at);

@@ -38,7 +38,7 @@ export interface Imported {
 /** Tables of positions, which the configuration determines. */
 const TABLES = ["pos_embed", "pos_embed_temporal"];
 /** The one tensor whose name ends so tells what training scripts put before all names. */
-const LANDMARK = "x_embedder.proj.weight";
+export const LANDMARK = "x_embedder.proj.weight";
 
 /** The file without what precedes all of its names, such as "module.". */
 export function withoutPrefix(file: Safetensors): { file: Safetensors; prefix: string } {

@@ -25,6 +25,48 @@ const drawn = (shape: Shape, init: Init, key: Key): StatePart => ({
   make: (engine, size, dtype) => init(engine, size, key, dtype),
 });
 
+/** @throws ConfigError for a file of diffusers', whose names are others */
+function checkNames(file: Safetensors): void {
+  if (file.has("pos_embed.proj.weight") || [...file.tensors.keys()].some((n) => n.startsWith("transformer_blocks.")))
+    throw new ConfigError(
+      `initFromPixArt: ${file.name} has diffusers' names; give PixArt's own file, PixArt-XL-2-512x512.pth, converted to safetensors.`,
+    );
+}
+
+/** What a model of clips takes of a file, its patch embedding as one of clips of one frame. */
+const mappedOf = (file: Safetensors): Safetensors =>
+  file.mapped(({ name, shape }) => {
+    if (DROPPED.test(name)) return undefined;
+    if (name === "x_embedder.proj.weight" && shape.length === 4)
+      return { name, shape: [shape[0], shape[1], 1, shape[2], shape[3]] };
+    return { name };
+  });
+
+const NOTE = "attn_temp: queries, keys and values drawn, outputs zero: each frame is what PixArt makes of it";
+
+/**
+ * The parts of a model that begins as `initFromPixArt` lets it, without the tables of positions.
+ * @param file under PixArt's own names
+ * @throws ConfigError for diffusers' names
+ */
+export function pixartParts(
+  file: Safetensors,
+  key: Key,
+): { mapped: Safetensors; temporal: Map<string, StatePart>; note: string } {
+  checkNames(file);
+  const temporal = new Map<string, StatePart>();
+  const depth = [...file.tensors.keys()].filter((name) => /^blocks\.\d+\.attn\.qkv\.weight$/.test(name)).length;
+  for (let i = 0; i < depth; i++)
+    for (const [j, layer] of ["qkv", "proj"].entries()) {
+      const [weight, bias] = ["weight", "bias"].map((name) => file.info(`blocks.${i}.attn.${layer}.${name}`).shape);
+      const name = `blocks.${i}.attn_temp.${layer}`;
+      const first = drawn(weight, xavierUniform, key.fold(4 * i));
+      temporal.set(`${name}.weight`, j === 0 ? first : { shape: weight, make: "zeros" });
+      temporal.set(`${name}.bias`, { shape: bias, make: "zeros" });
+    }
+  return { mapped: mappedOf(file), temporal, note: NOTE };
+}
+
 /**
  * Initialises a model from PixArt-alpha's image model (https://github.com/PixArt-alpha/PixArt-alpha, XL-2-512x512) as
  * Open-Sora was: its patch embedding [C, 4, 2, 2] becomes one of clips of one frame, its positions are dropped, and the
@@ -43,21 +85,13 @@ export async function initFromPixArt(
   const found = await openCheckpoint("initFromPixArt", source);
   try {
     const { file } = withoutPrefix(found.file);
-    if (file.has("pos_embed.proj.weight") || [...file.tensors.keys()].some((n) => n.startsWith("transformer_blocks.")))
-      throw new ConfigError(
-        `initFromPixArt: ${file.name} has diffusers' names; give PixArt's own file, PixArt-XL-2-512x512.pth, converted to safetensors.`,
-      );
+    checkNames(file);
     if (model.config.patch[0] !== 1)
       throw new ConfigError(
         `initFromPixArt: images fill patches of one frame: the model's patch is ${model.config.patch.join(", ")}; build it with patch 1, ${model.config.patch.slice(1).join(", ")}.`,
       );
     const own = model.stateDict();
-    const mapped = file.mapped(({ name, shape }) => {
-      if (DROPPED.test(name)) return undefined;
-      if (name === "x_embedder.proj.weight" && shape.length === 4)
-        return { name, shape: [shape[0], shape[1], 1, shape[2], shape[3]] };
-      return { name };
-    });
+    const mapped = mappedOf(file);
     const unexpected = [...mapped.tensors.keys()].filter((name) => !(name in own));
     const missing = Object.keys(own).filter((name) => !mapped.has(name));
     const lacking = missing.filter((name) => !OWN.test(name) && !TEMPORAL.test(name));
@@ -76,9 +110,8 @@ export async function initFromPixArt(
       parts.set(name, isDrawn ? drawn(shape, xavierUniform, key.fold(i)) : { shape, make: "zeros" });
     }
     await model.loadStateDict(new StateView(file.name, parts), { strict: false, onProgress });
-    const notes = ["attn_temp: queries, keys and values drawn, outputs zero: each frame is what PixArt makes of it"];
     const ignored = [...file.tensors.keys()].filter((name) => !mapped.has(name));
-    return importReport(file.name, [...mapped.tensors.values()], { missing, ignored, notes });
+    return importReport(file.name, [...mapped.tensors.values()], { missing, ignored, notes: [NOTE] });
   } finally {
     if (found.file !== source) await found.file.close();
   }

@@ -1,7 +1,8 @@
 import { ConfigError, type Engine } from "../../engine/index.js";
 import type { STDiT } from "../stdit.js";
+import type { Identity } from "./encoder.js";
 import { type PromptForm, promptForm } from "./form.js";
-import { type EncoderAssets, type EncoderSpec, type OpenEncoder, openEncoder } from "./spec.js";
+import { type EncoderAssets, type EncoderSpec, findEncoder, type OpenEncoder, openNamed } from "./spec.js";
 
 /** What a model's file says of the language model that its branch was trained with. */
 export interface BranchEncoder extends EncoderSpec {
@@ -18,20 +19,45 @@ export interface OpenBranch {
   said: BranchEncoder;
 }
 
-/** Opens a language model for a branch that is new. @throws ConfigError for word vectors, which are no language model */
+const noModel = (encoder: string) =>
+  new ConfigError(
+    `language: ${encoder} is no language model; take "language", a language model's file or a folder as Hugging Face lays it out.`,
+  );
+
+/**
+ * A language model for a branch that is new: its width and length, and what the model's file is to say of it. No weights
+ * are read.
+ * @throws ConfigError for word vectors, which are no language model
+ */
+export async function identifyBranch(
+  engine: Engine,
+  spec: EncoderSpec,
+  form: PromptForm,
+  assets: EncoderAssets,
+): Promise<Identity & { said: BranchEncoder }> {
+  const found = await findEncoder(spec, assets);
+  const { fingerprint, ...sizes } = await found.identify(engine);
+  if (fingerprint === undefined || found.kind === "words") throw noModel(spec.encoder);
+  return { ...sizes, fingerprint, said: { ...spec, fingerprint, form } };
+}
+
+/**
+ * Opens a language model for a branch.
+ * @param isNamed whether a model's file says where it lies, for the text of errors
+ * @throws ConfigError for word vectors, which are no language model
+ */
 export async function openBranch(
   engine: Engine,
   spec: EncoderSpec,
   form: PromptForm,
   assets: EncoderAssets,
+  isNamed = false,
 ): Promise<OpenBranch> {
-  const encoder = await openEncoder(engine, spec, assets);
+  const encoder = await openNamed(engine, spec, assets, "--llm", isNamed);
   const { fingerprint } = encoder as { fingerprint?: string };
   if (fingerprint === undefined || spec.encoder === "words") {
     encoder.dispose?.();
-    throw new ConfigError(
-      `language: ${spec.encoder} is no language model; take "language", a language model's file or a folder as Hugging Face lays it out.`,
-    );
+    throw noModel(spec.encoder);
   }
   return { encoder, said: { ...spec, fingerprint, form } };
 }
@@ -56,7 +82,7 @@ export async function languageOf(
   const { fingerprint, form = "S", ...spec } = said ?? ({ encoder: where! } as BranchEncoder);
   const { languageLength, languageChannels } = model.config;
   const wanted: EncoderSpec = { ...spec, encoder: where ?? spec.encoder, maxLength: spec.maxLength ?? languageLength };
-  const { encoder, said: found } = await openBranch(engine, wanted, promptForm(form), assets);
+  const { encoder, said: found } = await openBranch(engine, wanted, promptForm(form), assets, where === undefined);
   try {
     if (fingerprint !== undefined && found.fingerprint !== fingerprint)
       throw new ConfigError(

@@ -25,6 +25,19 @@ export interface TextEncoder {
   encode(prompts: string[]): Encoded | Promise<Encoded>;
 }
 
+/** What tells an encoder apart from others, known without its weights. */
+export interface Identity {
+  dim: number;
+  maxLength: number;
+  /** The encoder's own; undefined for one that has none, such as a vocabulary. */
+  fingerprint: string | undefined;
+}
+
+export function identityOf(encoder: TextEncoder & { readonly fingerprint?: string }): Identity {
+  const { dim, maxLength, fingerprint } = encoder;
+  return { dim, maxLength, fingerprint };
+}
+
 /**
  * Refuses what is no list of prompts. JavaScript callers pass anything, so types are checked too.
  * @param empty whether a prompt may be empty

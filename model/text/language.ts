@@ -3,9 +3,11 @@ import { type Folder, type FolderLocation, folderOf } from "../files/folder.js";
 import { memorySource } from "../files/source.js";
 import { type LlamaConfig, llamaConfigOf } from "../llama/config.js";
 import { Llama } from "../llama/llama.js";
+import { deferred } from "../module.js";
 import { builtWith } from "../quantize.js";
 import { openSafetensors, type Safetensors, type SafetensorsLocation } from "../safetensors.js";
 import type { LoadOptions, LoadReport } from "../state.js";
+import { type Identity, identityOf } from "./encoder.js";
 import { type LlamaEncoderOptions, LlamaTextEncoder } from "./llama.js";
 import { fnv1a } from "./table.js";
 import { openTokenizer, type Tokenizer } from "./tokenizer.js";
@@ -38,20 +40,42 @@ async function weightsPrint(file: Safetensors, more: readonly Uint8Array[]): Pro
   return hash.toString(16).padStart(8, "0");
 }
 
-async function encoderOf(
+/** What is made of an open language model whose weights are yet to be read. */
+interface Use<T> {
+  built(build: () => Llama, options: OpenLlamaOptions): Llama;
+  use(encoder: LlamaTextEncoder, file: Safetensors, options: OpenLlamaOptions): Promise<T>;
+}
+
+const LOADED: Use<OpenedLlama> = {
+  built: (build, { bits }) => builtWith(bits, build),
+  use: async (encoder, file, { onProgress }) =>
+    Object.assign(encoder, { report: await encoder.model.loadStateDict(file, { onProgress }) }),
+};
+
+const IDENTIFIED: Use<Identity> = {
+  built: (build) => deferred(build),
+  use: async (encoder) => {
+    const said = identityOf(encoder);
+    encoder.dispose();
+    return said;
+  },
+};
+
+async function encoderOf<T>(
   engine: Engine,
   file: Safetensors,
   config: LlamaConfig,
   tokenizer: Tokenizer,
   weights: string,
-  { dtype, bits, onProgress, ...options }: OpenLlamaOptions,
-): Promise<OpenedLlama> {
-  const model = builtWith(bits, () => new Llama(engine, config, { dtype, head: false }));
+  given: OpenLlamaOptions,
+  { built, use }: Use<T>,
+): Promise<T> {
+  const { dtype, bits, onProgress: _, ...options } = given;
+  const model = built(() => new Llama(engine, config, { dtype, head: false }), given);
   try {
     // Before the weights: a bad option should not cost their loading.
     const encoder = new LlamaTextEncoder(model, tokenizer, bits ? `${weights} ${bits}` : weights, options);
-    const report = await model.loadStateDict(file, { onProgress });
-    return Object.assign(encoder, { report });
+    return await use(encoder, file, given);
   } catch (error) {
     model.dispose();
     throw error;
@@ -94,11 +118,29 @@ async function openWeights(folder: Folder): Promise<Safetensors> {
  * @throws DataError for a file that is missing; SafetensorsError for a folder of pickles, with the line that converts it;
  *   StateError for weights that do not fit the configuration; ConfigError for another family or an option out of range
  */
-export async function openLlama(
+export function openLlama(
   engine: Engine,
   location: FolderLocation,
   options: OpenLlamaOptions = {},
 ): Promise<OpenedLlama> {
+  return withLlama(engine, location, options, LOADED);
+}
+
+/** What `openLlama` would open, from headers and norms. Throws what it does, save for weights that do not fit. */
+export function identifyLlama(
+  engine: Engine,
+  location: FolderLocation,
+  options: OpenLlamaOptions = {},
+): Promise<Identity> {
+  return withLlama(engine, location, options, IDENTIFIED);
+}
+
+async function withLlama<T>(
+  engine: Engine,
+  location: FolderLocation,
+  options: OpenLlamaOptions,
+  use: Use<T>,
+): Promise<T> {
   const folder = folderOf(location);
   const config = await folder.json("config.json");
   if (config === undefined)
@@ -112,7 +154,8 @@ export async function openLlama(
     const text = await folder.bytes("chat_template.jinja");
     const template = options.template ?? (text && new TextDecoder().decode(text));
     const parts = [utf8(JSON.stringify(config)), (await folder.bytes("tokenizer.json")) ?? new Uint8Array()];
-    return await encoderOf(engine, file, sizes, tokenizer, await weightsPrint(file, parts), { ...options, template });
+    const print = await weightsPrint(file, parts);
+    return await encoderOf(engine, file, sizes, tokenizer, print, { ...options, template }, use);
   } finally {
     await file.close();
   }
@@ -127,11 +170,29 @@ export const EMBEDDED_LENGTH = 24;
  * with Espalier. Default: 24 vectors a prompt.
  * @throws ConfigError for a file without them, or an option out of range
  */
-export async function openLanguage(
+export function openLanguage(
   engine: Engine,
   location: SafetensorsLocation,
   options: OpenLlamaOptions = {},
 ): Promise<OpenedLlama> {
+  return withLanguage(engine, location, options, LOADED);
+}
+
+/** What `openLanguage` would open, from headers and norms. Throws what it does, save for weights that do not fit. */
+export function identifyLanguage(
+  engine: Engine,
+  location: SafetensorsLocation,
+  options: OpenLlamaOptions = {},
+): Promise<Identity> {
+  return withLanguage(engine, location, options, IDENTIFIED);
+}
+
+async function withLanguage<T>(
+  engine: Engine,
+  location: SafetensorsLocation,
+  options: OpenLlamaOptions,
+  use: Use<T>,
+): Promise<T> {
   const file = await openSafetensors(location);
   try {
     const { config, tokenizer, tokenizer_config } = file.metadata;
@@ -141,10 +202,8 @@ export async function openLanguage(
       );
     const files = { "tokenizer.json": utf8(tokenizer), "tokenizer_config.json": utf8(tokenizer_config) };
     const weights = await weightsPrint(file, [utf8(config), files["tokenizer.json"]]);
-    return await encoderOf(engine, file, llamaConfigOf(config), await openTokenizer(files), weights, {
-      ...options,
-      maxLength: options.maxLength ?? EMBEDDED_LENGTH,
-    });
+    const reading = { ...options, maxLength: options.maxLength ?? EMBEDDED_LENGTH };
+    return await encoderOf(engine, file, llamaConfigOf(config), await openTokenizer(files), weights, reading, use);
   } finally {
     await file.close();
   }

@@ -1,13 +1,13 @@
-import { ConfigError, checkOptions, type DType, type Engine } from "../../engine/index.js";
+import { ConfigError, checkOptions, type DType, type Engine, EspalierError } from "../../engine/index.js";
 import { openModelText } from "../checkpoint.js";
 import { type Folder, folderOf } from "../files/folder.js";
 import { FileError } from "../files/source.js";
 import { encodeFloat32, openSafetensors, type SafetensorsLocation } from "../safetensors.js";
 import { openWeights, weightsPrint } from "../weights.js";
-import type { TextEncoder } from "./encoder.js";
-import { EMBEDDED_LENGTH, openLanguage, openLlama } from "./language.js";
+import { type Identity, identityOf, type TextEncoder } from "./encoder.js";
+import { EMBEDDED_LENGTH, identifyLanguage, identifyLlama, openLanguage, openLlama } from "./language.js";
 import { encoderOf } from "./open.js";
-import { openT5 } from "./t5.js";
+import { identifyT5, openT5 } from "./t5.js";
 import { fnv1a } from "./table.js";
 import { VocabularyEncoder } from "./vocabulary.js";
 import { WordEncoder } from "./words.js";
@@ -63,6 +63,8 @@ export interface FoundEncoder {
   fingerprint: string;
   /** Whether it runs on the GPU. */
   needsEngine: boolean;
+  /** Its width, length and own fingerprint; no weights are read. @param engine for encoders that need one */
+  identify(engine: Engine | undefined): Promise<Identity>;
   /** @param engine for encoders that need one */
   open(engine: Engine | undefined): Promise<OpenEncoder>;
 }
@@ -85,11 +87,19 @@ function optionsOf<K extends keyof EncoderSpec>(
   return Object.fromEntries(given) as Pick<EncoderSpec, K>;
 }
 
+/** The encoder elsewhere that a model file names, with the options that it was trained with. */
+export function namedIn(info: Readonly<Record<string, unknown>> | undefined): EncoderSpec | undefined {
+  if (typeof info?.encoder !== "string") return undefined;
+  const known = KEYS.filter((key) => info[key] !== undefined).map((key) => [key, info[key]]);
+  return Object.fromEntries(known) as EncoderSpec;
+}
+
 const needs = (engine: Engine | undefined): Engine => {
   if (!engine) throw new ConfigError("text: the encoder runs on a GPU: no engine was given; give one");
   return engine;
 };
 
+const T5_OPTIONS = ["maxLength", "dtype", "bits", "clean"] as const;
 const LANGUAGE_OPTIONS = ["maxLength", "dtype", "bits", "layer", "template"] as const;
 
 /** What encoders do where nothing is said, so that saying it makes no other fingerprint. */
@@ -110,8 +120,15 @@ async function findFile(
   const file = await openSafetensors(location);
   try {
     if (file.metadata.model !== undefined) {
-      optionsOf(spec, "a model file with an encoder of its own", []);
-      const encoder = await encoderOf(await openModelText(file), () => assets.words());
+      optionsOf(spec, "a model file, which says how its encoder reads", []);
+      const about = await openModelText(file);
+      const elsewhere = namedIn(about.text.info);
+      if (elsewhere)
+        return await findEncoder(
+          { ...elsewhere, maxLength: elsewhere.maxLength ?? about.model.config.maxLength },
+          assets,
+        );
+      const encoder = await encoderOf(about, () => assets.words());
       return encoder instanceof VocabularyEncoder ? foundVocabulary(encoder) : foundWords(encoder as WordEncoder);
     }
     const { config, tokenizer, tokenizer_config: settings } = file.metadata;
@@ -119,12 +136,13 @@ async function findFile(
       throw new ConfigError(
         `text: no encoder in ${file.name}: its metadata has neither "model" nor "config" with "tokenizer"; give a model file of Espalier's, or a folder as Hugging Face lays it out`,
       );
-    const options = optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
     const print = await weightsPrint(file, [config, tokenizer, settings].map(utf8));
+    const options = optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
     return {
       kind: "llama",
       fingerprint: fingerprintOf("language", print, { ...LLAMA_DEFAULTS, maxLength: EMBEDDED_LENGTH }, options),
       needsEngine: true,
+      identify: (engine) => identifyLanguage(needs(engine), location, options),
       open: (engine) => openLanguage(needs(engine), location, options),
     };
   } finally {
@@ -136,6 +154,7 @@ const foundWords = (encoder: WordEncoder): FoundEncoder => ({
   kind: "words",
   fingerprint: `words ${encoder.fingerprint} mix ${encoder.mix} length ${encoder.maxLength}`,
   needsEngine: false,
+  identify: async () => identityOf(encoder),
   open: async () => encoder,
 });
 
@@ -148,6 +167,7 @@ function foundVocabulary(encoder: VocabularyEncoder): FoundEncoder {
     kind: "vocabulary",
     fingerprint: `vocabulary ${print} length ${encoder.maxLength}`,
     needsEngine: false,
+    identify: async () => identityOf(encoder),
     open: async () => encoder,
   };
 }
@@ -174,9 +194,7 @@ async function findFolder(spec: EncoderSpec, folder: Folder): Promise<FoundEncod
       `text: unknown family: the config.json of ${spec.encoder} says model_type ${JSON.stringify(family) ?? "nothing"}; t5 and llama are known`,
     );
   const isT5 = family === "t5";
-  const options = isT5
-    ? optionsOf(spec, "a T5", ["maxLength", "dtype", "bits", "clean"])
-    : optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
+  const options = isT5 ? optionsOf(spec, "a T5", T5_OPTIONS) : optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
   const file = await openWeights(folder, family, isT5 ? "T5EncoderModel" : "AutoModelForCausalLM");
   try {
     const beside = await Promise.all(BESIDE.map((name) => folder.bytes(name)));
@@ -188,6 +206,8 @@ async function findFolder(spec: EncoderSpec, folder: Folder): Promise<FoundEncod
       kind: family,
       fingerprint: fingerprintOf(family, print, isT5 ? T5_DEFAULTS : LLAMA_DEFAULTS, options),
       needsEngine: true,
+      identify: (engine) =>
+        isT5 ? identifyT5(needs(engine), spec.encoder, options) : identifyLlama(needs(engine), spec.encoder, options),
       open: (engine) =>
         isT5 ? openT5(needs(engine), spec.encoder, options) : openLlama(needs(engine), spec.encoder, options),
     };
@@ -220,6 +240,29 @@ export async function findEncoder(spec: EncoderSpec, assets: EncoderAssets): Pro
     if (error instanceof FileError && error.code === "ENOTDIR")
       throw new ConfigError(`text: not a folder and no .safetensors file: ${encoder}`, { cause: error });
     throw error;
+  }
+}
+
+/**
+ * Opens the encoder that a model's file names, or one that is named instead.
+ * @param flag what says on the command line where it lies
+ * @param isNamed whether the file names it: then an error says that too
+ */
+export async function openNamed(
+  engine: Engine | undefined,
+  spec: EncoderSpec,
+  assets: EncoderAssets,
+  flag: string,
+  isNamed: boolean,
+): Promise<OpenEncoder> {
+  try {
+    return await openEncoder(engine, spec, assets);
+  } catch (cause) {
+    if (!isNamed || !(cause instanceof EspalierError)) throw cause;
+    const message = cause.message.replace(/[.;]?$/, "");
+    throw new ConfigError(`${message}; the model's file names ${spec.encoder}: if it lies elsewhere, give ${flag}.`, {
+      cause,
+    });
   }
 }
 

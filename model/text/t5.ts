@@ -1,12 +1,14 @@
 import { ConfigError, checkOptions, DataError, type DType, type Engine } from "../../engine/index.js";
 import { type FolderLocation, folderOf } from "../files/folder.js";
+import { deferred } from "../module.js";
 import { builtWith } from "../quantize.js";
+import type { Safetensors } from "../safetensors.js";
 import type { LoadOptions, LoadReport } from "../state.js";
 import { t5ConfigOf } from "../t5/config.js";
 import { T5Encoder } from "../t5/t5.js";
 import { openWeights, weightsPrint } from "../weights.js";
 import { cleanCaption } from "./clean.js";
-import { checkPrompts, type Encoded, type TextEncoder } from "./encoder.js";
+import { checkPrompts, type Encoded, type Identity, identityOf, type TextEncoder } from "./encoder.js";
 import { fnv1a } from "./table.js";
 import { openTokenizer, specialId, type Tokenizer } from "./tokenizer.js";
 
@@ -165,11 +167,34 @@ export type OpenedT5 = T5TextEncoder & { readonly report: LoadReport };
  *   the line that converts it; StateError for weights that do not fit the configuration; ConfigError for another family
  *   or an option out of range
  */
-export async function openT5(
+export function openT5(engine: Engine, location: FolderLocation, options: OpenT5Options = {}): Promise<OpenedT5> {
+  const { bits, onProgress } = options;
+  return withT5(
+    engine,
+    location,
+    options,
+    (build) => builtWith(bits, build),
+    async (encoder, file) =>
+      Object.assign(encoder, { report: await encoder.model.loadStateDict(file, { onProgress }) }),
+  );
+}
+
+/** What `openT5` would open, from headers and a few values. Throws what it does, save for weights that do not fit. */
+export function identifyT5(engine: Engine, location: FolderLocation, options: OpenT5Options = {}): Promise<Identity> {
+  return withT5(engine, location, options, deferred, async (encoder) => {
+    const said = identityOf(encoder);
+    encoder.dispose();
+    return said;
+  });
+}
+
+async function withT5<T>(
   engine: Engine,
   location: FolderLocation,
-  { dtype = "f32", bits, onProgress, ...options }: OpenT5Options = {},
-): Promise<OpenedT5> {
+  { dtype = "f32", bits, onProgress: _, ...options }: OpenT5Options,
+  built: (build: () => T5Encoder) => T5Encoder,
+  use: (encoder: T5TextEncoder, file: Safetensors) => Promise<T>,
+): Promise<T> {
   if (dtype !== "f32" && dtype !== "f16") throw new ConfigError(`t5: dtype must be "f32" or "f16": got ${dtype}.`);
   const folder = folderOf(location);
   const json = await folder.json("config.json");
@@ -186,11 +211,11 @@ export async function openT5(
       ...(bits ? [bits] : []),
     ]);
     const weights = await weightsPrint(file, [utf8(probe)]);
-    const model = builtWith(bits, () => new T5Encoder(engine, config, { dtype }));
+    const model = built(() => new T5Encoder(engine, config, { dtype }));
     try {
       // Before the weights: a bad option should not cost their loading.
       const encoder = new T5TextEncoder(model, tokenizer, weights, options);
-      return Object.assign(encoder, { report: await model.loadStateDict(file, { onProgress }) });
+      return await use(encoder, file);
     } catch (error) {
       model.dispose();
       throw error;

@@ -12,7 +12,7 @@ import {
 } from "../../engine/index.js";
 import type { Codec } from "../codec.js";
 import type { LoadReport } from "../state.js";
-import { encodeVaeConfig } from "./config.js";
+import { encodeVaeConfig, type VaeConfig } from "./config.js";
 import { type AutoencoderKL, latentShapeOf, type VaeParts } from "./vae.js";
 
 /** Options of a codec over an autoencoder. */
@@ -34,6 +34,14 @@ const EMBEDDED = 4_000_000;
 
 const list = (shape: Shape) => `[${shape.join(", ")}]`;
 
+/** @throws ConfigError for an autoencoder of other than colour pictures */
+export function checkColours({ inChannels, outChannels }: VaeConfig): void {
+  if (inChannels !== 3 || outChannels !== 3)
+    throw new ConfigError(
+      `vae codec: a codec of videos needs an autoencoder of 3 colours: its pictures have ${inChannels} channels and come back with ${outChannels}.`,
+    );
+}
+
 /**
  * Videos by an autoencoder of pictures: each frame on its own. The autoencoder is not trained any more and belongs to
  * the codec.
@@ -52,12 +60,8 @@ export class VAECodec implements Codec {
     options: VaeCodecOptions = {},
   ) {
     checkOptions("vae codec", options, OPTIONS);
-    const { inChannels, outChannels, latentChannels } = vae.config;
-    if (inChannels !== 3 || outChannels !== 3)
-      throw new ConfigError(
-        `vae codec: a codec of videos needs an autoencoder of 3 colours: its pictures have ${inChannels} channels and come back with ${outChannels}.`,
-      );
-    this.channels = latentChannels;
+    checkColours(vae.config);
+    this.channels = vae.config.latentChannels;
     this.options = options;
     this.fingerprint = options.fingerprint;
     this.embed = options.embed ?? vae.parameters().reduce((n, p) => n + p.bytes, 0) <= EMBEDDED;
@@ -71,9 +75,7 @@ export class VAECodec implements Codec {
   }
 
   latentShape(video: Shape): [number, number, number, number, number] {
-    if (video.length !== 5 || video[1] !== 3)
-      throw new ShapeError(`vae codec: a video must be [B, 3, T, H, W]: got ${list(video)}.`);
-    return latentShapeOf(this.vae, video);
+    return latentShapeOf(this.vae.config, video);
   }
 
   private get parts(): VaeParts {

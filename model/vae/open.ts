@@ -135,6 +135,25 @@ export async function vaeFingerprint(file: Safetensors, prefix = ""): Promise<st
 const configOf = (given: NonNullable<OpenVaeOptions["config"]>): VaeConfig =>
   "block_out_channels" in given || "_class_name" in given ? vaeConfigOf(given) : vaeConfig(given as Partial<VaeConfig>);
 
+/** The configuration beside or in an open file, or the one given. @throws ConfigError where there is none */
+function configFor({ file, config }: Found, given?: OpenVaeOptions["config"]): VaeConfig {
+  if (given !== undefined) return configOf(given);
+  if (config !== undefined) return vaeConfigOf(config);
+  throw new ConfigError(
+    `vae: no configuration: ${file.name} has no config.json beside it; put the one it came with there, or give the option config.`,
+  );
+}
+
+/** What `openVae` would open: its sizes and its fingerprint, from headers and a few values of each tensor. */
+export async function identifyVae(location: SafetensorsLocation): Promise<{ config: VaeConfig; fingerprint: string }> {
+  const found = await find(location);
+  try {
+    return { config: configFor(found), fingerprint: await vaeFingerprint(found.file) };
+  } finally {
+    await found.file.close();
+  }
+}
+
 /**
  * Opens an autoencoder as a codec: a folder as diffusers writes it (config.json and diffusion_pytorch_model.safetensors,
  * whole or in shards), the folder of a pipeline that holds one under `vae`, or a safetensors file with its config.json
@@ -149,14 +168,11 @@ export async function openVae(
 ): Promise<VAECodec> {
   const { dtype, config: given, onProgress, ...rest } = options;
   checkOptions("openVae", rest, ["mode", "seed", "embed", "framesAtOnce", "tile", "overlap"]);
-  const { file, config } = await find(location);
+  const found = await find(location);
+  const { file } = found;
   let vae: AutoencoderKL | undefined;
   try {
-    if (given === undefined && config === undefined)
-      throw new ConfigError(
-        `vae: no configuration: ${file.name} has no config.json beside it; put the one it came with there, or give the option config.`,
-      );
-    vae = new AutoencoderKL(engine, given ? configOf(given) : vaeConfigOf(config!), { dtype });
+    vae = new AutoencoderKL(engine, configFor(found, given), { dtype });
     const report = await vae.loadStateDict(file, { onProgress });
     const codec = new VAECodec(vae, { ...rest, fingerprint: await vaeFingerprint(file) });
     codec.report = report;
@@ -196,7 +212,8 @@ export async function openVaeCodec(
 ): Promise<Codec | undefined> {
   const { embedded, mode, seed, fingerprint } = info;
   if (!embedded) {
-    const its = given instanceof VAECodec ? given.fingerprint : undefined;
+    // An autoencoder's codec, open or not.
+    const its = (given as { fingerprint?: string } | undefined)?.fingerprint;
     if (given && its !== fingerprint)
       throw new ConfigError(
         `codec: ${file.name} was trained with an autoencoder whose fingerprint is ${fingerprint}: the one given ${its ? `has ${its}` : "is none"}; open that one with openVae.`,

@@ -80,7 +80,7 @@ export class AutoencoderKL extends Module {
 
   /** Pixels along a side of a latent's cell. */
   get factor(): number {
-    return 2 ** (this.config.channels.length - 1);
+    return factorOf(this.config);
   }
   private get dtype(): DType {
     return this.encoder.convIn.weight.dtype;
@@ -142,7 +142,7 @@ export class AutoencoderKL extends Module {
     if (x.rank !== 4 || x.shape[1] !== inChannels || x.shape.includes(0))
       throw new ShapeError(`vae: pictures must be [N, ${inChannels}, H, W], not empty: got [${x.shape.join(", ")}].`);
     const [, , H, W] = x.shape;
-    this.checkSize(H, W);
+    checkSize(this.config, H, W);
     const { atOnce, tiles } = this.plan(parts, H, W);
     const whole = (t: Tensor): Tensor =>
       engine.scope(() => {
@@ -154,15 +154,6 @@ export class AutoencoderKL extends Module {
       const [mean, logvar] = chunk(moments, 2, 1); // [N, latent, h, w] each
       return { mean, logvar: clamp(logvar, -30, 20) };
     });
-  }
-
-  /** @throws ShapeError unless height and width are multiples of `factor` */
-  checkSize(height: number, width: number): void {
-    const { factor } = this;
-    if (height % factor || width % factor)
-      throw new ShapeError(
-        `vae: height and width must be multiples of ${factor}: got ${height} x ${width}; take ${Math.ceil(height / factor) * factor} x ${Math.ceil(width / factor) * factor}.`,
-      );
   }
 
   /**
@@ -246,8 +237,26 @@ export function klDivergence({ mean, logvar }: Moments): Tensor {
   return each.mean(); // []
 }
 
-/** Shape of a latent of a video's shape. */
-export function latentShapeOf(vae: AutoencoderKL, [B, , T, H, W]: Shape): [number, number, number, number, number] {
-  vae.checkSize(H, W);
-  return [B, vae.config.latentChannels, T, H / vae.factor, W / vae.factor];
+/** Pixels to a latent position, each way. */
+const factorOf = ({ channels }: VaeConfig): number => 2 ** (channels.length - 1);
+
+function checkSize(config: VaeConfig, height: number, width: number): void {
+  const factor = factorOf(config);
+  if (height % factor || width % factor)
+    throw new ShapeError(
+      `vae: height and width must be multiples of ${factor}: got ${height} x ${width}; take ${Math.ceil(height / factor) * factor} x ${Math.ceil(width / factor) * factor}.`,
+    );
+}
+
+/**
+ * Shape of a latent of a video's shape, [B, 3, T, H, W].
+ * @throws ShapeError for another number of axes or colours, or a height or width that is no multiple of the factor
+ */
+export function latentShapeOf(config: VaeConfig, video: Shape): [number, number, number, number, number] {
+  if (video.length !== 5 || video[1] !== 3)
+    throw new ShapeError(`vae codec: a video must be [B, 3, T, H, W]: got [${video.join(", ")}].`);
+  const [B, , T, H, W] = video;
+  checkSize(config, H, W);
+  const factor = factorOf(config);
+  return [B, config.latentChannels, T, H / factor, W / factor];
 }
