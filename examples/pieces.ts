@@ -3,6 +3,23 @@
 /** Tokens with a meaning of their own, in the order of their ids. */
 export const SPECIAL = ["<|pad|>", "<|unk|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"] as const;
 const [PAD, UNKNOWN, BEGIN, END] = SPECIAL;
+
+/** Tokens with a meaning of their own, and what they are for. */
+export interface Marks {
+  /** In the order of their ids, from 0. */
+  special: readonly string[];
+  unknown: string;
+  /** Put before a text, or after it. */
+  begin?: string;
+  end?: string;
+}
+
+/** Those of a model that answers in a chat. */
+export const CHAT_MARKS: Marks = { special: SPECIAL, unknown: UNKNOWN, begin: BEGIN };
+
+/** T5's: padding 0, the end of text 1, unknown 2; then the first of its marks for what was left out. */
+export const T5_MARKS: Marks = { special: ["<pad>", "</s>", "<unk>", "<extra_id_0>"], unknown: "<unk>", end: "</s>" };
+
 const PREFIX = "##";
 const SIGNS = [..."0123456789.,:;'\"()-!?/&%$"];
 const LETTERS = [..."abcdefghijklmnopqrstuvwxyz"];
@@ -18,8 +35,9 @@ export function vocabularyOf(
   wanted: readonly string[],
   words: ReadonlyMap<string, number>,
   size: number,
+  { special }: Marks = CHAT_MARKS,
 ): Record<string, number> {
-  const kept = new Set<string>([...SPECIAL, ...SIGNS]);
+  const kept = new Set<string>([...special, ...SIGNS]);
   for (const letter of [...LETTERS, ...SIGNS.slice(0, 10)]) kept.add(letter).add(PREFIX + letter);
   for (const word of wanted) kept.add(word);
   const common = [...words].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
@@ -43,12 +61,19 @@ export function vocabularyOf(
 }
 
 /** A tokenizer.json over a vocabulary: lower case, signs apart, each word cut into its longest pieces from the left. */
-export function tokenizerJson(vocabulary: Readonly<Record<string, number>>) {
+export function tokenizerJson(
+  vocabulary: Readonly<Record<string, number>>,
+  { special, unknown, begin, end }: Marks = CHAT_MARKS,
+) {
+  const mark = (token: string | undefined) =>
+    token === undefined ? [] : [{ SpecialToken: { id: token, type_id: 0 } }];
+  const text = (id: string, type_id: number) => ({ Sequence: { id, type_id } });
+  const around = [begin, end].filter((token) => token !== undefined);
   return {
     version: "1.0",
     truncation: null,
     padding: null,
-    added_tokens: SPECIAL.map((content) => ({
+    added_tokens: special.map((content) => ({
       id: vocabulary[content],
       content,
       single_word: false,
@@ -61,18 +86,16 @@ export function tokenizerJson(vocabulary: Readonly<Record<string, number>>) {
     pre_tokenizer: { type: "BertPreTokenizer" },
     post_processor: {
       type: "TemplateProcessing",
-      single: [{ SpecialToken: { id: BEGIN, type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
-      pair: [
-        { SpecialToken: { id: BEGIN, type_id: 0 } },
-        { Sequence: { id: "A", type_id: 0 } },
-        { Sequence: { id: "B", type_id: 1 } },
-      ],
-      special_tokens: { [BEGIN]: { id: BEGIN, ids: [vocabulary[BEGIN]], tokens: [BEGIN] } },
+      single: [...mark(begin), text("A", 0), ...mark(end)],
+      pair: [...mark(begin), text("A", 0), text("B", 1), ...mark(end)],
+      special_tokens: Object.fromEntries(
+        around.map((token) => [token, { id: token, ids: [vocabulary[token]], tokens: [token] }]),
+      ),
     },
     decoder: { type: "WordPiece", prefix: PREFIX, cleanup: true },
     model: {
       type: "WordPiece",
-      unk_token: UNKNOWN,
+      unk_token: unknown,
       continuing_subword_prefix: PREFIX,
       max_input_chars_per_word: 40,
       vocab: vocabulary,
@@ -95,4 +118,12 @@ export const TOKENIZER_CONFIG = {
   bos_token: BEGIN,
   eos_token: END,
   chat_template: CHAT_TEMPLATE,
+};
+
+/** A tokenizer_config.json to go with T5's marks. */
+export const T5_TOKENIZER_CONFIG = {
+  tokenizer_class: "PreTrainedTokenizerFast",
+  pad_token: "<pad>",
+  eos_token: "</s>",
+  unk_token: "<unk>",
 };

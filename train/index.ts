@@ -6,7 +6,7 @@ export { CachedTextEncoder } from "./cache/text.js";
 export { type Checkpoint, CheckpointFolder, openCheckpoint } from "./checkpoint.js";
 export { type Config, type ConfigInput, describe, parseConfig } from "./config.js";
 export { continuedSetup, openSetup } from "./continued.js";
-export { embeddedDir, encoderAssets, languageModel, wordEncoder, wordTable } from "./data/assets.js";
+export { embeddedDir, encoderAssets, languageModel, t5Model, wordEncoder, wordTable } from "./data/assets.js";
 export { compose, Sprites } from "./data/compose.js";
 export type { Dataset, Sample } from "./data/dataset.js";
 export { FolderDataset, type FolderOptions } from "./data/folder.js";

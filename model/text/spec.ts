@@ -1,9 +1,10 @@
 import { ConfigError, checkOptions, type DType, type Engine, EspalierError } from "../../engine/index.js";
 import { openModelText } from "../checkpoint.js";
-import { type Folder, folderOf } from "../files/folder.js";
+import { type Folder, folderOf, jsonObject } from "../files/folder.js";
 import { FileError } from "../files/source.js";
 import { encodeFloat32, openSafetensors, type SafetensorsLocation } from "../safetensors.js";
 import { openWeights, weightsPrint } from "../weights.js";
+import { EMBEDDED_T5_LENGTH, identifyEmbeddedT5, openEmbeddedT5 } from "./embedded.js";
 import { type Identity, identityOf, type TextEncoder } from "./encoder.js";
 import { EMBEDDED_LENGTH, identifyLanguage, identifyLlama, openLanguage, openLlama } from "./language.js";
 import { encoderOf } from "./open.js";
@@ -15,8 +16,9 @@ import { WordEncoder } from "./words.js";
 /** Which text encoder, and how it reads. Options that an encoder does not have are refused. */
 export interface EncoderSpec {
   /**
-   * "words": the word vectors that ship with Espalier; "language": its small language model; or where one lies: a model
-   * file of Espalier's (its own encoder), a language model's file, or a T5's or Llama's folder as Hugging Face lays it out.
+   * "words": the word vectors that ship with Espalier; "t5" and "language": its small T5 and language model; or where one
+   * lies: a model file of Espalier's (its own encoder), a file of such a T5 or language model, or a T5's or Llama's folder
+   * as Hugging Face lays it out.
    */
   encoder: string;
   /** Vectors a prompt; by default the encoder's own choice. Not for model files, which know theirs. */
@@ -49,6 +51,8 @@ export interface EncoderAssets {
   words(): Uint8Array | Promise<Uint8Array>;
   /** model/text/language.safetensors. */
   language(): SafetensorsLocation | Promise<SafetensorsLocation>;
+  /** model/text/t5.safetensors. */
+  t5(): SafetensorsLocation | Promise<SafetensorsLocation>;
   /** Takes the place of `openEncoder`'s own opening, such as a cache that opens encoders only for new prompts. */
   open?(engine: Engine | undefined, spec: EncoderSpec): Promise<OpenEncoder>;
 }
@@ -137,6 +141,16 @@ async function findFile(
         `text: no encoder in ${file.name}: its metadata has neither "model" nor "config" with "tokenizer"; give a model file of Espalier's, or a folder as Hugging Face lays it out`,
       );
     const print = await weightsPrint(file, [config, tokenizer, settings].map(utf8));
+    if (jsonObject(config, `the "config" of ${file.name}`).model_type === "t5") {
+      const options = optionsOf(spec, "a T5", T5_OPTIONS);
+      return {
+        kind: "t5",
+        fingerprint: fingerprintOf("t5", print, { ...T5_DEFAULTS, maxLength: EMBEDDED_T5_LENGTH }, options),
+        needsEngine: true,
+        identify: (engine) => identifyEmbeddedT5(needs(engine), location, options),
+        open: (engine) => openEmbeddedT5(needs(engine), location, options),
+      };
+    }
     const options = optionsOf(spec, "a language model", LANGUAGE_OPTIONS);
     return {
       kind: "llama",
@@ -186,7 +200,7 @@ async function findFolder(spec: EncoderSpec, folder: Folder): Promise<FoundEncod
   const config = await folder.json("config.json");
   if (config === undefined)
     throw new ConfigError(
-      `text: no encoder at ${spec.encoder}: there is no config.json; give "words", "language", a model file, or a folder as Hugging Face lays it out`,
+      `text: no encoder at ${spec.encoder}: there is no config.json; give "words", "t5", "language", a model file, or a folder as Hugging Face lays it out`,
     );
   const family = config.model_type;
   if (family !== "t5" && family !== "llama")
@@ -226,12 +240,13 @@ export async function findEncoder(spec: EncoderSpec, assets: EncoderAssets): Pro
   const { encoder } = spec;
   if (typeof encoder !== "string" || encoder === "")
     throw new ConfigError(
-      `text: encoder must be named: ${JSON.stringify(encoder)} was given; "words", "language", or where one lies`,
+      `text: encoder must be named: ${JSON.stringify(encoder)} was given; "words", "t5", "language", or where one lies`,
     );
   if (encoder === "words") {
     const options = optionsOf(spec, "word vectors", ["maxLength"]);
     return foundWords(new WordEncoder(await assets.words(), options));
   }
+  if (encoder === "t5") return findFile(spec, await assets.t5(), assets);
   if (encoder === "language") return findFile(spec, await assets.language(), assets);
   if (/\.safetensors($|\?)/i.test(encoder)) return findFile(spec, encoder, assets);
   try {

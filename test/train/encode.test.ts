@@ -40,6 +40,7 @@ const CAPTIONS = ["an ox moving left on a blue background", "a red fox", "an owl
 const assets = {
   words: wordTable,
   language: () => assert.unreachable("the embedded language model was opened") as never,
+  t5: () => assert.unreachable("the embedded T5 was opened") as never,
 };
 
 /** Runs the command in this process and gives what it said. */

@@ -41,5 +41,10 @@ export function languageModel(): Uint8Array {
   return readFileSync(join(packageRoot(), "model/text/language.safetensors"));
 }
 
+/** Bytes of the small T5 that ships in the package (model/text/t5.safetensors), for `openEmbeddedT5`. */
+export function t5Model(): Uint8Array {
+  return readFileSync(join(packageRoot(), "model/text/t5.safetensors"));
+}
+
 /** Where the encoders that ship in the package are, for `openEncoder` and `languageOf`. */
-export const encoderAssets = { words: wordTable, language: languageModel };
+export const encoderAssets = { words: wordTable, language: languageModel, t5: t5Model };
