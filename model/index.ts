@@ -117,6 +117,7 @@ export { type BranchEncoder, identifyBranch, languageOf, type OpenBranch, openBr
 export { captionEncoderOf, type OpenCaptions, openCaptions } from "./text/captions.js";
 export { type ChatMessage, ChatTemplate } from "./text/chat.js";
 export { cleanCaption } from "./text/clean.js";
+export { EMBEDDED_T5_LENGTH, openEmbeddedT5 } from "./text/embedded.js";
 export type { Encoded, Identity, TextEncoder } from "./text/encoder.js";
 export { formPrompts, inForm, PROMPT_FORMS, type PromptForm, promptForm } from "./text/form.js";
 export { type OpenedLlama, type OpenLlamaOptions, openLanguage, openLlama } from "./text/language.js";
