@@ -31,7 +31,7 @@ function textOf(issue: z.core.$ZodIssue, input: unknown): string[] {
 
 /** Rules that tie options together; each broken one gives a text. `wasSet` tells an option set to other than its default. */
 function crossRules(config: Config, wasSet: (path: string) => boolean): string[] {
-  const { data, replay, codec, model, grow, language, lora, objective, optim, train, sample } = config;
+  const { data, replay, codec, text, model, grow, language, lora, objective, optim, train, sample } = config;
   const broken: string[] = [];
   const rule = (holds: boolean, text: string) => holds || broken.push(text);
   const unused = (path: string, when: boolean, reason: string) =>
@@ -46,9 +46,8 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
   unused("data.frameInterval", data.kind === "world", "data.kind is world");
   unused("data.flip", data.kind === "world", "data.kind is world");
   unused("data.variants", data.kind === "world", "data.kind is world");
-  unused("codec.patch", codec.kind === "pixels", "codec.kind is pixels");
-  unused("codec.channels", codec.kind === "pixels", "codec.kind is pixels");
-  unused("codec.alsoFit", codec.kind === "pixels", "codec.kind is pixels");
+  for (const path of ["codec.patch", "codec.channels", "codec.alsoFit"])
+    unused(path, codec.kind !== "pca", `codec.kind is ${codec.kind}`);
 
   const replays = replay.fraction > 0;
   unused("replay.clips", !replays, "replay.fraction is 0");
@@ -62,7 +61,17 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
   const begins = model.from === undefined;
   const bySource = "model.from decides it";
   for (const path of leaves.keys())
-    if (/^(codec|objective|model)\./.test(path) && path !== "model.from") unused(path, !begins, bySource);
+    if (/^(codec|objective|model)\./.test(path) && !["model.from", "codec.vae"].includes(path))
+      unused(path, !begins, bySource);
+  rule(
+    !begins || codec.kind !== "vae" || codec.vae !== undefined,
+    "codec.vae missing: codec.kind is vae; say where the autoencoder lies",
+  );
+  unused("codec.vae", begins && codec.kind !== "vae", `codec.kind is ${codec.kind}`);
+  unused("text.bits", text.t5 === undefined, "text.t5 is not set");
+  unused("text.weights", text.t5 === undefined, "text.t5 is not set");
+  unused("text.llm", begins, "there is no model.from, whose branch would read it");
+  unused("model.captionChannels", begins && text.t5 !== undefined, "text.t5 decides it");
   rule(grow.mode === "none" || !begins, "grow.mode needs a model: set model.from to the file that is to grow");
   rule(grow.mode === "none" || grow.blocks !== undefined, "grow.blocks missing: how many new blocks?");
   unused("grow.blocks", grow.mode === "none", "grow.mode is none");
@@ -70,6 +79,7 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
   rule(!speaks || !begins, "language.encoder needs a model: set model.from to the file that gets the branch");
   for (const path of leaves.keys())
     if (path.startsWith("language.") && path !== "language.encoder") unused(path, !speaks, "language.encoder is none");
+  unused("text.llm", speaks, "language.encoder says where the new branch's lies");
   rule(lora.pattern === undefined || !begins, "lora.pattern needs a model: set model.from to the file to adapt");
   unused("lora.rank", lora.pattern === undefined, "lora.pattern is not set");
   unused("lora.alpha", lora.pattern === undefined, "lora.pattern is not set");
@@ -93,15 +103,17 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
 
   const most = 3 * codec.patch ** 2;
   rule(
-    codec.channels <= most || codec.kind === "pixels",
+    codec.channels <= most || codec.kind !== "pca",
     `codec.channels too many: ${codec.channels} of ${most} values in a square of side ${codec.patch}; lower it to ${most}`,
   );
   const square = codec.kind === "pca" ? codec.patch : 1;
   const multiple = (n: number, of: number) =>
     `give a multiple of ${of}, such as ${Math.max(of, Math.round(n / of) * of)}`;
+  // An autoencoder and a model that are there already say themselves what they take.
+  const sized = begins && codec.kind !== "vae";
   for (const side of new Set([square * model.patch[1], square * model.patch[2]]))
     rule(
-      data.size % side === 0,
+      !sized || data.size % side === 0,
       `data.size not divisible: ${data.size} by ${side} (codec.patch ${square} x model.patch ${side / square}); ${multiple(data.size, side)}`,
     );
   rule(
@@ -139,13 +151,17 @@ function crossRules(config: Config, wasSet: (path: string) => boolean): string[]
 
   const fits = objective.kind === "flow" ? ["euler", "heun"] : ["ddpm", "ddim", "dpm-solver++"];
   rule(
-    fits.includes(sample.sampler),
+    !begins || fits.includes(sample.sampler!),
     `sample.sampler does not fit the objective: ${sample.sampler} with objective.kind ${objective.kind}; take ${fits.join(" or ")}`,
   );
-  unused("sample.eta", sample.sampler !== "ddim", `sample.sampler is ${sample.sampler}`);
+  unused(
+    "sample.eta",
+    sample.sampler !== "ddim" && (begins || sample.sampler !== undefined),
+    `sample.sampler is ${sample.sampler}`,
+  );
   const channels = codec.kind === "pca" ? codec.channels : 3;
   rule(
-    sample.cfgChannels === "all" || sample.cfgChannels <= channels,
+    sample.cfgChannels === "all" || !sized || sample.cfgChannels <= channels,
     `sample.cfgChannels too many: ${sample.cfgChannels} of ${channels} latent channels; give "all" or up to ${channels}`,
   );
   rule(
@@ -167,8 +183,11 @@ export function parseConfig(input: unknown = {}): Config {
   const result = schema.safeParse(input);
   if (!result.success) throw refuse(result.error.issues.flatMap((issue) => textOf(issue, input)));
   const { data } = result;
-  const sampler: Sampler = data.sample.sampler ?? (data.objective.kind === "flow" ? "euler" : "ddim");
-  const config: Config = { ...data, sample: { ...data.sample, sampler } };
+  const { sample, model, objective } = data;
+  // Of a model that is gone on from, its own objective decides when it is open.
+  const usual: Sampler | undefined = model.from ? undefined : objective.kind === "flow" ? "euler" : "ddim";
+  const sampler = sample.sampler ?? usual;
+  const config: Config = { ...data, sample: { ...sample, ...(sampler && { sampler }) } };
   const standard = schema.parse({});
   const wasSet = (path: string) => {
     const given = valueAt(input, path.split("."));

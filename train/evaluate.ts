@@ -31,7 +31,7 @@ export const requestOf = ({ sample: s }: Config, prompts: string[], seed: number
   guidance: s.guidance,
   ...(model.config.languageChannels > 0 && { languageGuidance: s.languageGuidance }),
   cfgChannels: s.cfgChannels,
-  ...(s.sampler === "ddim" && { eta: s.eta }),
+  ...(s.eta > 0 && { eta: s.eta }),
 });
 
 /** Cuts [B, 3, T, H, W] into clips. */

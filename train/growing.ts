@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { ConfigError, checkOptions, type Engine, Key, normal } from "../engine/index.js";
 import type { LanguageOptions } from "../model/language.js";
 import type { STDiT } from "../model/stdit.js";
-import { openBranch } from "../model/text/branch.js";
+import { identifyBranch } from "../model/text/branch.js";
 import { promptForm } from "../model/text/form.js";
 import type { EncoderSpec } from "../model/text/spec.js";
 import { encoderAssets } from "./data/assets.js";
@@ -42,8 +42,8 @@ export async function readBranch(path: string): Promise<BranchSpec> {
 }
 
 /**
- * What `addLanguage` takes for a branch. A language model that is named is opened, to know its width and to write into
- * the model's file which one it was.
+ * What `addLanguage` takes for a branch. Of a language model that is named, headers are read, to know its width and to
+ * write into the model's file which one it was.
  * @throws ConfigError without a width, or with one that is not the language model's
  */
 export async function branchOptions(engine: Engine, spec: BranchSpec, seed: number): Promise<LanguageOptions> {
@@ -59,19 +59,21 @@ export async function branchOptions(engine: Engine, spec: BranchSpec, seed: numb
   const { form = "S", ...given } =
     typeof named === "string" ? { encoder: named } : (named as EncoderSpec & { form?: string });
   const { maxLength } = rest;
-  const opened = await openBranch(
+  const {
+    dim,
+    maxLength: length,
+    said,
+  } = await identifyBranch(
     engine,
     { ...given, ...(maxLength !== undefined && { maxLength }) },
     promptForm(form),
     encoderAssets,
   );
-  const { dim, maxLength: length } = opened.encoder;
-  opened.encoder.dispose?.();
   if (rest.channels !== undefined && rest.channels !== dim)
     throw new ConfigError(
       `language: channels must be ${dim}, the width of ${given.encoder}'s vectors: got ${rest.channels}; leave it out`,
     );
-  return { ...rest, channels: dim, maxLength: length, encoder: { ...opened.said }, key };
+  return { ...rest, channels: dim, maxLength: length, encoder: { ...said }, key };
 }
 
 /** Most tokens of a clip that outputs are compared on; beyond that a smaller one says as much. */

@@ -18,6 +18,7 @@ export async function heldOutLoss(setup: Setup, { composed }: Source): Promise<n
   const dataset = new WorldDataset(world, sprites, { seed: SEED, part: "heldOut" });
   const options = { batchSize: BATCH, conditionDropout: 0, languageDropout: 0, seed: SEED };
   const batches = new Batches(dataset, setup.text, options, languageReader(setup));
+  await setup.codec.open?.();
   let sum = 0;
   for (let n = 0; n < CLIPS / BATCH; n++) {
     const batch = await batches.get(n);

@@ -1,5 +1,6 @@
 import { decodeConfig, type STDiTConfig } from "../model/config.js";
 import { parameterCount } from "../model/count.js";
+import { type ForeignKind, foreignKind } from "../model/foreign/origin.js";
 import { decodeGrowth, type GrowthRecord } from "../model/growth.js";
 import { DTYPE_BYTES, type Safetensors, type SafetensorsDtype, type TensorInfo } from "../model/safetensors.js";
 
@@ -35,6 +36,8 @@ export interface Inspection {
   metadata: Record<string, unknown>;
   /** Of a spatial-temporal transformer that Espalier wrote. */
   config?: STDiTConfig;
+  /** Whose names a model has that others wrote. */
+  foreign?: ForeignKind;
   /** Parameters that the configuration makes. */
   parameters?: number;
   /** How many numbers n of names "blocks.n." there are. */
@@ -152,6 +155,7 @@ export async function inspectFile(file: Safetensors): Promise<Inspection> {
   if (numbers.size && absent.length)
     warnings.push(`blocks that are not there: ${absent.join(", ")} of 0 to ${depth - 1}`);
   const dtypes = dtypesOf(file);
+  const foreign = foreignKind(file);
   return {
     file: file.name,
     tensors: tensors.size,
@@ -161,6 +165,7 @@ export async function inspectFile(file: Safetensors): Promise<Inspection> {
     groups: groupsOf(file),
     metadata: Object.fromEntries(Object.entries(metadata).map(([key, text]) => [key, parsed(text)])),
     ...(config && { config, parameters: parameterCount(config) }),
+    ...(foreign && { foreign }),
     blocks: numbers.size,
     ...(growth && { growth }),
     gates: await gatesOf(file),

@@ -11,6 +11,7 @@ import {
   type Tensor,
 } from "../engine/index.js";
 import type { Codec } from "../model/codec.js";
+import type { ImportReport } from "../model/foreign/report.js";
 import { type Batch, Batches } from "./batch.js";
 import { LatentDataset } from "./cache/latents.js";
 import type { Checkpoint } from "./checkpoint.js";
@@ -28,6 +29,9 @@ import type { Source } from "./source.js";
 import { checkSameRun, exportModel, restoreState, saveState, type TrainState, trainedParameters } from "./state.js";
 import { EventLog } from "./tfevents.js";
 
+/** Stream of a step's key for codecs whose latents are samples, apart from those of its parts. */
+const LATENT = 0x4c41;
+
 /** Steps in a row whose loss is no number before a run gives up: single ones are skipped by the optimizer. */
 const PATIENCE = 20;
 
@@ -44,6 +48,8 @@ export interface TrainOptions {
   /** Stops after the step in work, with a checkpoint. */
   signal?: AbortSignal;
   onStep?: (info: StepInfo) => void;
+  /** Told what was taken from a model file that others made. */
+  onImport?: (report: ImportReport) => void;
   /** What to do with the state after certain steps, such as measuring it; training waits. */
   milestones?: ReadonlyMap<number, (state: TrainState) => Promise<void>>;
   /** Draw a progress bar. Default true. */
@@ -79,7 +85,8 @@ export function batchLoss(setup: Setup, batch: Batch, key: Key): Tensor {
   const { model, codec, objective } = setup;
   const { engine } = model;
   const clips = engine.tensor(batch.video, batch.shape); // [B, 3, T, H, W], or the latents
-  const x0 = batch.isLatent ? clips : engine.noGrad(() => codec.encode(clips)); // [B, C, T, h, w]
+  const draws = Array.from({ length: batch.shape[0] }, (_, i) => key.fold(LATENT).fold(i));
+  const x0 = batch.isLatent ? clips : engine.noGrad(() => codec.encode(clips, draws)); // [B, C, T, h, w]
   const eps = normal(engine, key, x0.shape); // [B, C, T, H, W]
   const times = objective.times(batch.time); // [B]
   const sample = { x0, eps, times };
@@ -115,6 +122,7 @@ export async function train(
   if (from) checkSameRun(from.state.config, config);
 
   const setup = from ? await savedSetup(engine, config, from) : await newSetup(engine, config, source);
+  if (setup.report) options.onImport?.(setup.report);
   const parameters = trainedParameters(setup.model);
   const optimizer = new AdamW(parameters, {
     lr: optim.lr,
@@ -128,6 +136,7 @@ export async function train(
 
   const rate = rateOf({ ...optim, steps: plan.steps });
   const latents = await keptLatents(config, source.dataset, engine, setup.codec);
+  if (!latents) await setup.codec.open?.();
   const batches = new Batches(
     latents ?? source.dataset,
     setup.text,

@@ -54,7 +54,17 @@ export const sections = {
     folder: z.string().min(1).optional().describe("or: a folder with captions.jsonl, or a CSV file, to replay"),
   }),
   codec: z.strictObject({
-    kind: z.enum(["pca", "pixels"]).default("pca").describe("latents from principal components, or raw pixels"),
+    kind: z
+      .enum(["pca", "pixels", "vae"])
+      .default("pca")
+      .describe("latents from principal components, raw pixels, or latents of an autoencoder"),
+    vae: z
+      .string()
+      .min(1)
+      .optional()
+      .describe(
+        "folder or file of an autoencoder (AutoencoderKL): the codec of kind vae, or where that of model.from lies here",
+      ),
     patch: count(1).default(4).describe("side in pixels of the square that becomes one latent position (kind pca)"),
     channels: count(1).default(8).describe("components kept of each square (kind pca)"),
     alsoFit: z
@@ -62,12 +72,36 @@ export const sections = {
       .optional()
       .describe("further composed clips to fit to, for a model that is to go on with them (kind pca)"),
   }),
+  text: z.strictObject({
+    t5: z
+      .string()
+      .min(1)
+      .optional()
+      .describe(
+        "folder of a T5 v1.1 as Hugging Face lays it out: reads captions in place of word vectors, or where that of model.from lies here",
+      ),
+    llm: z
+      .string()
+      .min(1)
+      .optional()
+      .describe("where the language model of model.from's branch lies here, if its file does not say so"),
+    bits: z
+      .union([z.literal(8), z.literal(4)])
+      .optional()
+      .describe("round the linear layers of text.t5; by default as the model's file says, else full weights"),
+    weights: z
+      .enum(["f32", "f16"])
+      .optional()
+      .describe("storage of text.t5's weights; by default as the model's file says, else f32"),
+  }),
   model: z.strictObject({
     from: z
       .string()
       .min(1)
       .optional()
-      .describe("a model file to go on from; sizes, codec, objective and text are then its own"),
+      .describe(
+        "a model file to go on from, or a STDiT of Open-Sora 1.0 or a PixArt-alpha; sizes, codec, objective and text are then its own",
+      ),
     hidden: count(4).default(64).describe("width of the transformer"),
     depth: count(1).default(3).describe("number of blocks"),
     heads: count(1).default(4).describe("attention heads"),
@@ -176,7 +210,7 @@ export const sections = {
     sampler: z
       .enum(["ddpm", "ddim", "dpm-solver++", "euler", "heun"])
       .optional()
-      .describe("by default euler with flow, ddim with v and iddpm"),
+      .describe("by default euler with flow, ddim with v and iddpm; of model.from by its own objective"),
     steps: z.int().min(1).max(1000).default(16).describe("sampling steps"),
     guidance: z.number().min(0).default(1.5).describe("weight of the caption; 1 guides nothing"),
     languageGuidance: z
@@ -199,6 +233,7 @@ export const schema = z.strictObject({
   data: sections.data.prefault({}),
   replay: sections.replay.prefault({}),
   codec: sections.codec.prefault({}),
+  text: sections.text.prefault({}),
   model: sections.model.prefault({}),
   grow: sections.grow.prefault({}),
   language: sections.language.prefault({}),
@@ -216,7 +251,7 @@ export const schema = z.strictObject({
 });
 
 /** A configuration with every default filled in, as `parseConfig` returns it and a checkpoint stores it. */
-export type Config = z.output<typeof schema> & { sample: { sampler: Sampler } };
+export type Config = z.output<typeof schema>;
 /** A configuration as written: sections and options may be left out. */
 export type ConfigInput = z.input<typeof schema>;
 export type Sampler = "ddpm" | "ddim" | "dpm-solver++" | "euler" | "heun";
@@ -233,7 +268,7 @@ export const leaves: ReadonlyMap<string, Leaf> = new Map(
 interface JsonSchema {
   type?: string;
   enum?: string[];
-  const?: string;
+  const?: string | number;
   anyOf?: JsonSchema[];
   prefixItems?: JsonSchema[];
   minimum?: number;
@@ -245,7 +280,7 @@ interface JsonSchema {
 /** What an option takes, in words: "a number above 0", "flow, v or iddpm". */
 export function wants(leaf: Leaf): string {
   const words = (json: JsonSchema): string => {
-    if (json.const !== undefined) return `"${json.const}"`;
+    if (json.const !== undefined) return typeof json.const === "number" ? `${json.const}` : `"${json.const}"`;
     if (json.enum !== undefined) return `${json.enum.slice(0, -1).join(", ")} or ${json.enum[json.enum.length - 1]}`;
     if (json.anyOf !== undefined) return json.anyOf.map(words).join(" or ");
     if (json.prefixItems !== undefined) return `${json.prefixItems.length} values, each ${words(json.prefixItems[0])}`;

@@ -7,15 +7,21 @@ import { Flow } from "../model/diffusion/flow.js";
 import { Iddpm } from "../model/diffusion/iddpm.js";
 import type { Objective } from "../model/diffusion/objective.js";
 import { Velocity } from "../model/diffusion/velocity.js";
+import type { ImportReport } from "../model/foreign/report.js";
 import type { Pipeline } from "../model/pipeline.js";
 import { STDiT } from "../model/stdit.js";
-import type { Encoded } from "../model/text/encoder.js";
+import { captionsSaid } from "../model/text/captions.js";
+import type { Encoded, TextEncoder } from "../model/text/encoder.js";
 import { formPrompts } from "../model/text/form.js";
+import { MemoEncoder } from "../model/text/memo.js";
 import { RuleRecaptioner } from "../model/text/recaption.js";
+import { type OpenEncoder, openEncoder } from "../model/text/spec.js";
 import type { WordEncoder } from "../model/text/words.js";
+import { ExternalVae } from "../model/vae/external.js";
+import { assetsOf } from "./cache/encoder.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Config } from "./config.js";
-import { chooseTrained, continuedSetup, openSetup } from "./continued.js";
+import { chooseTrained, continuedSetup, openSetup, placesOf } from "./continued.js";
 import { wordEncoder } from "./data/assets.js";
 import type { Dataset } from "./data/dataset.js";
 import { fitPatches } from "./data/pca.js";
@@ -28,6 +34,8 @@ const FIT = 192;
 export interface Setup extends Pipeline {
   /** What the model's files say of its encoders, and the vocabulary that travels with it. */
   about: Pick<ModelContent, "text" | "vectors">;
+  /** Of a model file that others made: what was taken from it. */
+  report?: ImportReport;
   dispose(): void;
 }
 
@@ -47,6 +55,7 @@ export function objectiveOf(config: Config): Objective {
 
 async function codecOf(engine: Engine, config: Config, dataset: Dataset): Promise<Codec> {
   if (config.codec.kind === "pixels") return new PixelCodec();
+  if (config.codec.kind === "vae") return ExternalVae.find(engine, config.codec.vae!);
   const videos: Float32Array[] = [];
   const add = async (from: Dataset) => {
     for (let i = 0; i < Math.min(FIT, from.size); i++) videos.push((await from.sample(i)).video);
@@ -59,8 +68,8 @@ async function codecOf(engine: Engine, config: Config, dataset: Dataset): Promis
   return new PCACodec(engine, fitPatches(videos, dataset, config.codec.patch, config.codec.channels));
 }
 
-/** The transformer's configuration: sizes of latents follow from the data and the codec. */
-export function modelConfig(config: Config, codec: Codec): Partial<STDiTConfig> {
+/** The transformer's configuration: sizes of latents follow from the data and the codec, widths from the encoder. */
+export function modelConfig(config: Config, codec: Codec, text: TextEncoder): Partial<STDiTConfig> {
   const { model, data, objective } = config;
   const [, channels, frames, rows, columns] = codec.latentShape([1, 3, data.frames, data.size, data.size]);
   return {
@@ -73,14 +82,30 @@ export function modelConfig(config: Config, codec: Codec): Partial<STDiTConfig> 
     patch: model.patch,
     frames,
     latent: [rows, columns],
-    captionChannels: model.captionChannels,
+    captionChannels: text.dim,
     maxLength: model.maxLength,
     spaceScale: model.spaceScale,
     timeScale: model.timeScale,
   };
 }
 
-function textOf(config: Config): WordEncoder {
+/** The encoder of a new model's captions, what its file is to say of it, and how to give its memory back. */
+async function textOf(engine: Engine, config: Config) {
+  const { t5 } = placesOf(config);
+  if (!t5) {
+    const words = wordsOf(config);
+    return { text: words, said: wordsInfo(words), dispose: () => {} };
+  }
+  const spec = { ...t5, maxLength: config.model.maxLength };
+  const encoder: OpenEncoder & { fingerprint?: string } = await openEncoder(engine, spec, assetsOf(config.data.cache));
+  return {
+    text: new MemoEncoder(encoder),
+    said: captionsSaid(spec, { fingerprint: encoder.fingerprint }),
+    dispose: () => encoder.dispose?.(),
+  };
+}
+
+function wordsOf(config: Config): WordEncoder {
   const text = wordEncoder({ maxLength: config.model.maxLength });
   if (text.dim !== config.model.captionChannels)
     throw new ConfigError(
@@ -101,10 +126,11 @@ const wordsInfo = (text: WordEncoder) => ({
 /** A new model by the configuration and its seed: a fresh one, or `model.from` grown as the configuration says. */
 export async function newSetup(engine: Engine, config: Config, source: Source): Promise<Setup> {
   if (config.model.from !== undefined) return continuedSetup(engine, config);
-  const text = textOf(config);
   const codec = await codecOf(engine, config, source.dataset);
   const { patchBias, captionInit, gateBias } = config.model;
-  const model = new STDiT(engine, modelConfig(config, codec), {
+  const captions = await textOf(engine, config);
+  const { text } = captions;
+  const model = new STDiT(engine, modelConfig(config, codec, text), {
     key: Key.from(config.run.seed).fold(0),
     patchBias,
     captionInit,
@@ -115,17 +141,18 @@ export async function newSetup(engine: Engine, config: Config, source: Source): 
     codec,
     objective: objectiveOf(config),
     text,
-    about: { text: wordsInfo(text) },
+    about: { text: captions.said },
     dispose: () => {
       model.dispose();
       codec.dispose();
+      captions.dispose();
     },
   };
 }
 
 /** The model of a checkpoint: averaged weights, which `restore` then replaces by those in training. */
 export async function savedSetup(engine: Engine, config: Config, checkpoint: Checkpoint): Promise<Setup> {
-  const setup = await openSetup(engine, checkpoint.file, {}, config.data.cache);
+  const setup = await openSetup(engine, checkpoint.file, {}, placesOf(config));
   chooseTrained(setup.model, config);
   return setup;
 }

@@ -81,7 +81,11 @@ export async function exportModel(path: string, state: TrainState): Promise<stri
 }
 
 /** Options that may change when a run goes on; all others decide its numbers. */
-const FREE = ["run.out", "run.resume", "run.keep", "run.checkpointEvery", "run.sampleEvery", "run.logEvery"];
+const FREE = [
+  ...["run.out", "run.resume", "run.keep", "run.checkpointEvery", "run.sampleEvery", "run.logEvery"],
+  // Where encoders lie; that they are the same is seen by their fingerprints.
+  ...["codec.vae", "text.t5", "text.llm"],
+];
 
 /** @throws ConfigError naming what differs from the run that is to be gone on with */
 export function checkSameRun(saved: Json, config: Config): void {

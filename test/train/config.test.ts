@@ -56,7 +56,7 @@ const REFUSED: [unknown, string][] = [
   [{ model: { batchSize: 4 } }, 'config: unknown key "model.batchSize"; did you mean "train.batchSize"?'],
   [
     { zzz: 1 },
-    'config: unknown key "zzz"; known are run, data, replay, codec, model, grow, language, lora, objective, optim, ema, train, sample',
+    'config: unknown key "zzz"; known are run, data, replay, codec, text, model, grow, language, lora, objective, optim, ema, train, sample',
   ],
   [[], "config: it is not an object: []; give options by section"],
   [{ optim: 3 }, "config: optim is not an object: 3; give options by section"],

@@ -2,7 +2,6 @@ import { createHash } from "node:crypto";
 import { AbortedError, ConfigError, type Engine, Key, Tensor } from "../../engine/index.js";
 import type { Codec } from "../../model/codec.js";
 import { encodeFloat32 } from "../../model/safetensors.js";
-import { VAECodec } from "../../model/vae/codec.js";
 import type { Dataset, Sample } from "../data/dataset.js";
 import type { FolderDataset, Take } from "../data/folder.js";
 import { CacheStore, keyOf, type StoreOptions } from "./store.js";
@@ -14,7 +13,7 @@ import { CacheStore, keyOf, type StoreOptions } from "./store.js";
 export async function codecFingerprint(codec: Codec): Promise<string> {
   const { tensors, info } = codec.state();
   // Where the weights lie says nothing of what they are.
-  const { embedded: _, ...said } = info as Record<string, unknown>;
+  const { embedded: _, location: __, ...said } = info as Record<string, unknown>;
   const hash = createHash("sha256").update(JSON.stringify(said));
   if (said.fingerprint === undefined)
     for (const name of Object.keys(tensors).sort()) {
@@ -145,11 +144,12 @@ export class LatentDataset implements Dataset {
 
   private async encode(video: Float32Array, shape: number[], key: string): Promise<Float32Array> {
     const { engine, codec } = this;
+    await codec.open?.();
     const latent = engine.noGrad(() =>
       engine.scope(() => {
         const x = engine.tensor(video, shape); // [1, 3, T, H, W]
         // A distribution is sampled by the clip's own key, so that each variant has a draw of its own.
-        return codec instanceof VAECodec ? codec.encode(x, [Key.parse(key.slice(0, 16))]) : codec.encode(x); // [1, C, T, h, w]
+        return codec.encode(x, [Key.parse(key.slice(0, 16))]); // [1, C, T, h, w]
       }),
     );
     return (await latent.data().finally(() => latent.dispose())) as Float32Array;

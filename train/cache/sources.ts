@@ -1,9 +1,9 @@
 import { readFile } from "node:fs/promises";
 import { ConfigError, DataError, type Engine } from "../../engine/index.js";
-import { openModelCodec } from "../../model/checkpoint.js";
+import { openModelCodec, openModelText } from "../../model/checkpoint.js";
 import type { Codec } from "../../model/codec.js";
 import { openSafetensors } from "../../model/safetensors.js";
-import { openVae } from "../../model/vae/open.js";
+import { ExternalVae, externalVaeOf } from "../../model/vae/external.js";
 import { listRows, type Skips } from "../data/rows.js";
 
 /**
@@ -43,15 +43,16 @@ export async function captionsOf(place: string, skips: Skips): Promise<string[]>
 }
 
 /**
- * The codec of a model file, or an autoencoder from a folder or file.
+ * The codec of a model file, in it or named by it, or an autoencoder from a folder or file, whose weights wait for `open`.
  * @throws ConfigError for a model file without one, and what opening an autoencoder throws
  */
 export async function openCodecAt(engine: Engine, place: string): Promise<Codec> {
-  if (!/\.safetensors$/i.test(place)) return openVae(engine, place);
+  if (!/\.(safetensors|json)$/i.test(place)) return ExternalVae.find(engine, place);
   const file = await openSafetensors(place);
   try {
-    if (file.metadata.model === undefined) return await openVae(engine, place);
-    const codec = await openModelCodec(engine, file);
+    if (file.metadata.model === undefined) return await ExternalVae.find(engine, place);
+    const codec =
+      (await openModelCodec(engine, file)) ?? (await externalVaeOf(engine, (await openModelText(file)).codec));
     if (codec) return codec;
     throw new ConfigError(
       `codec: the model's file has none: ${place} was trained with an autoencoder from elsewhere; name that one`,

@@ -26,11 +26,11 @@ DATA is a folder with captions.jsonl, a CSV with columns path and text, or capti
 .jsonl with "text", "caption" or "name".
 
   --out FOLDER           the cache; it may be there already
-  --text ENCODERS        text encoders, with commas between: "words" (the word vectors of Espalier), "language" (its small
-                         language model), a model file of Espalier's (the encoder in it), or a folder of a T5 or a Llama
-                         as Hugging Face lays it out
-  --codec WHERE          what makes latents of clips: a model file of Espalier's (the codec in it), or a folder or file of
-                         an autoencoder (AutoencoderKL)
+  --text ENCODERS        text encoders, with commas between: "words" (the word vectors of Espalier), "t5" and "language" (its
+                         small T5 and language model), a model file of Espalier's (the encoder of captions in it, or that it
+                         names), or a folder of a T5 or a Llama as Hugging Face lays it out
+  --codec WHERE          what makes latents of clips: a model file of Espalier's (the codec in it, or that it names), or a
+                         folder or file of an autoencoder (AutoencoderKL)
   --dtype f32|f16        how numbers are stored [as in the cache; f32 in a new one]
   --adapter NAME         hardware, lavapipe, swiftshader, or part of a GPU's name
 
@@ -44,6 +44,7 @@ Captions (with several encoders, each must know the options given):
   --no-template          leave out the language model's chat template
   --no-clean             leave captions as they are, for a T5
   --weights f32|f16      storage of the encoder's weights [f32]
+  --bits 8|4             round its linear layers, so that it fits smaller GPUs; not for word vectors [full weights]
   --batch N              captions encoded at a time [16]
 
 Clips (as in training: a latent is of use where all of these are the same):
@@ -64,6 +65,7 @@ const OF_TEXT = [
   "no-template",
   "no-clean",
   "weights",
+  "bits",
   "batch",
 ];
 const OF_CLIPS = ["frames", "size", "frame-interval", "no-flip", "image-fraction", "variants"];
@@ -74,6 +76,11 @@ function oneOf<T extends string>(values: Values, name: string, options: readonly
   const value = values[name];
   if (value === undefined || options.includes(value as T)) return value as T | undefined;
   throw new ConfigError(`encode: --${name} takes ${options.join(" or ")}: got "${value}"`);
+}
+
+function bitsOf({ bits }: Values): 8 | 4 | undefined {
+  if (bits === undefined || bits === 8 || bits === 4) return bits;
+  throw new ConfigError(`encode: --bits takes 8 or 4: got "${bits}"`);
 }
 
 const exists = (path: string) =>
@@ -142,6 +149,7 @@ async function planOf(words: string[], values: Values): Promise<Plan> {
     template: values["no-template"] ? false : undefined,
     clean: values["no-clean"] ? false : undefined,
     dtype: oneOf<DType>(values, "weights", ["f32", "f16"]),
+    bits: bitsOf(values),
   };
   return {
     data,
@@ -259,6 +267,7 @@ export async function run(args: string[]): Promise<number> {
     "no-template": "switch",
     "no-clean": "switch",
     weights: "text",
+    bits: "whole",
     batch: "whole",
     frames: "whole",
     size: "whole",

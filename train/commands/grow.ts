@@ -1,11 +1,23 @@
 import { realpath, stat } from "node:fs/promises";
 import { ConfigError, createEngine, type DType, type Engine, Key } from "../../engine/index.js";
-import { modelEntries, openModel } from "../../model/checkpoint.js";
+import {
+  encodeObjective,
+  type LoadedModel,
+  modelEntries,
+  openModel,
+  openModelFile,
+  openModelText,
+} from "../../model/checkpoint.js";
+import type { Objective } from "../../model/diffusion/objective.js";
+import { type ForeignOptions, foreignKind } from "../../model/foreign/origin.js";
+import { describeImport } from "../../model/foreign/report.js";
 import { describeGrowth, type GrowthMode, type GrowthOptions, growthPlan } from "../../model/growth.js";
 import type { LanguageOptions } from "../../model/language.js";
-import { copyEntries, openSafetensors, type Safetensors, writeSafetensors } from "../../model/safetensors.js";
+import { copyEntries, type Safetensors, writeSafetensors } from "../../model/safetensors.js";
 import type { STDiT } from "../../model/stdit.js";
+import { type ExternalVae, externalVaeOf, isExternal } from "../../model/vae/external.js";
 import { type Arguments, parseArguments } from "../arguments.js";
+import { captionsOf, gridOf, t5Of } from "../conversion.js";
 import {
   type BranchSpec,
   branchOptions,
@@ -17,12 +29,17 @@ import {
 } from "../growing.js";
 import { adapterLine } from "./adapter.js";
 
-const usage = `Usage: espalier grow BASE.safetensors --out GROWN.safetensors [--mode MODE --blocks N] [--language FILE] [options]
+const usage = `Usage: espalier grow BASE --out GROWN.safetensors [--mode MODE --blocks N] [--language FILE] [options]
 
 Makes a trained model deeper, gives it a language branch, or both, without changing its outputs: new blocks are copies
 whose last linears are zero, the branch is a copy whose gates are zero. Before it writes, it compares the outputs of both
 models on random inputs, bit for bit. The new file keeps the base's codec, objective and text encoder; it is trained by
-espalier train with model.from. BASE may be a file, or the index of one in shards; it stays as it is.
+espalier train --from. BASE may be a file, or the index of one in shards; it stays as it is.
+
+BASE may also be the STDiT of Open-Sora 1.0 or PixArt-alpha (XL-2-512x512), which a STDiT then begins from, under their
+own names: a safetensors file, the index of its shards, or their folder. They say neither what makes latents of clips nor
+what reads captions: --codec and --t5 do, and the new file then names both. Without --mode and --language BASE is
+converted alone.
 
   --out FILE             where to write
   --force                write over a file that is there
@@ -44,13 +61,27 @@ Language branch, from a file or by options:
   --no-duplicate         begin by Xavier's rule, not as copies of the attention to the caption: for comparison, and for
                          models whose attention to the caption is still zero
 
+What a base names not, or not as it lies here (folders as Hugging Face lays them out; headers alone are read):
+  --codec WHERE          the autoencoder (AutoencoderKL, such as sd-vae-ft-ema): its folder, a pipeline's, or a file
+  --t5 WHERE             the T5 v1.1 that reads captions
+  --t5-bits 8|4          round the linear layers of that T5, wherever it is opened for this model [full weights]
+  --t5-weights f32|f16   storage of its weights [f32]
+
+Bases that others made:
+  --frames N             frames of a clip that the model is for [as in the file; 16 for a PixArt]
+  --size N               height and width in pixels [as in the file; 256 for a PixArt]
+  --heads N              attention heads, which tensors do not tell [16, or what a config.json beside BASE says]
+
   --seed N               decides what is drawn for the branch and the random inputs [0]
   --dtype f32|f16        how numbers are stored [as in the base]
   --adapter NAME         hardware, lavapipe, swiftshader, or part of a GPU's name
 
 Examples:
   espalier grow base.safetensors --mode insert --blocks 28 --language llm.json --out grown.safetensors
-  espalier grow base.safetensors --language-encoder language --out spoken.safetensors`;
+  espalier grow base.safetensors --language-encoder language --out spoken.safetensors
+  espalier grow OpenSora-v1-HQ-16x256x256.safetensors --codec ./sd-vae-ft-ema --t5 ./t5-v1_1-xxl --t5-bits 8 \\
+    --mode insert --blocks 28 --language-encoder ./Meta-Llama-3-8B-Instruct --out grown.safetensors
+  espalier grow PixArt-XL-2-512x512.safetensors --codec ./sd-vae-ft-ema --t5 ./t5-v1_1-xxl --out base.safetensors`;
 
 const flags = {
   out: "text",
@@ -64,6 +95,13 @@ const flags = {
   "language-gate": "text",
   "language-encoder": "text",
   "no-duplicate": "switch",
+  codec: "text",
+  t5: "text",
+  "t5-bits": "whole",
+  "t5-weights": "text",
+  frames: "whole",
+  size: "whole",
+  heads: "whole",
   seed: "whole",
   dtype: "text",
   adapter: "text",
@@ -156,17 +194,48 @@ export async function run(args: string[]): Promise<number> {
   // Checked before anything is opened; the model's own number of blocks only changes the message.
   if (growth) growthPlan(1, growth);
   const branch = await branchOf(values);
-  if (!growth && !branch)
-    throw new ConfigError("grow: nothing to do; give --mode and --blocks, --language, or both (espalier grow --help)");
+  const t5 = t5Of(values);
   await checkTarget(base, out, values.force === true);
-  const file = await openSafetensors(base);
+  const { file, json } = await openModelFile(base);
+  const kind = foreignKind(file);
+  try {
+    for (const name of ["frames", "size", "heads"])
+      if (!kind && values[name] !== undefined)
+        throw new ConfigError(`grow: --${name} has no use: ${base} says itself what it is for; leave it out`);
+    if (!kind && !growth && !branch && !t5 && values.codec === undefined)
+      throw new ConfigError(
+        "grow: nothing to do; give --mode and --blocks, --language, or both (espalier grow --help)",
+      );
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
   const engine = await createEngine({ adapter: values.adapter as string | undefined });
   try {
     console.error(adapterLine(engine));
     const dtype = dtypeOf(file, engine, values.dtype as string | undefined);
     const seed = (values.seed as number | undefined) ?? 0;
+    const said = kind ? undefined : (await openModelText(file)).codec;
+    if (said && !isExternal(said) && values.codec !== undefined)
+      throw new ConfigError(
+        `grow: --codec has no use: ${base} holds its own codec, of type ${JSON.stringify(said.type)}; leave it out`,
+      );
+    const codec = await externalVaeOf(engine, values.codec === undefined ? undefined : said, values.codec as string);
+    const foreign = { json, key: Key.from(seed).fold(2), config: gridOf(values, file, codec) };
+    const { model, text } = await openModelText(file, foreign);
+    if (codec && codec.channels !== model.config.inChannels)
+      throw new ConfigError(
+        `grow: --codec does not fit: latents of ${values.codec} have ${codec.channels} channels, ${base} takes ${model.config.inChannels}; give the autoencoder that it was trained with`,
+      );
+    const captions = t5 && (await captionsOf(engine, t5, model.config, text.info));
     const language = branch && (await branchOptions(engine, branch, seed));
-    await write(engine, file, out, { dtype, growth, language, key: Key.from(seed).fold(1) });
+    const key = Key.from(seed).fold(1);
+    await write(engine, file, out, { dtype, growth, language, foreign: kind && foreign, codec, captions, key });
+    for (const [flag, is, what] of [
+      ["--codec", codec ?? said, "what makes its latents"],
+      ["--t5", captions ?? text.info, "what reads its captions"],
+    ] as const)
+      if (!is) console.log(`note     the file does not say ${what}: espalier train and sample will need ${flag}`);
     return 0;
   } finally {
     await file.close();
@@ -176,28 +245,38 @@ export async function run(args: string[]): Promise<number> {
 
 interface Wanted {
   dtype: DType;
+  /** Of a base that others made. */
+  foreign?: ForeignOptions;
+  /** What the new file is to name: its autoencoder, and what reads captions. */
+  codec?: ExternalVae;
+  captions?: Readonly<Record<string, unknown>>;
   growth?: GrowthOptions;
   language?: LanguageOptions;
   key: Key;
 }
 
 async function write(engine: Engine, file: Safetensors, out: string, wanted: Wanted): Promise<void> {
-  const { dtype, growth, language, key } = wanted;
+  const { dtype, growth, language, foreign, key } = wanted;
   /** One model at a time is on the GPU. */
-  const withModel = async <T>(more: object, use: (model: STDiT) => Promise<T>): Promise<T> => {
-    const loaded = await openModel(engine, file, { dtype, ...more });
+  const withModel = async <T>(more: object, use: (loaded: LoadedModel) => Promise<T>): Promise<T> => {
+    const loaded = await openModel(engine, file, { dtype, ...more, ...(foreign && { foreign }) });
     try {
-      return await use(loaded.model);
+      return await use(loaded);
     } finally {
       loaded.dispose();
       engine.memoryPool.trim();
     }
   };
-  const before = await withModel({}, async (model) => {
+  const changes = growth !== undefined || language !== undefined;
+  const before = await withModel({}, async ({ model, report, objective }) => {
+    if (report) console.log(`foreign  ${describeImport(report).replaceAll("\n", "\n         ")}`);
     console.log(`base     ${file.name}: ${parameters(model)}, ${dtype}`);
-    return { outputs: await probe(model, key), config: model.config };
+    if (changes) return { outputs: await probe(model, key), config: model.config };
+    await save(file, out, wanted, model, objective);
+    return undefined;
   });
-  await withModel({ grow: growth, language }, async (model) => {
+  if (!before) return;
+  await withModel({ grow: growth, language }, async ({ model, objective }) => {
     const { config } = model;
     console.log(`grown    ${parameters(model)}`);
     console.log(`blocks   ${describeGrowth(model).replaceAll("\n", "\n         ")}`);
@@ -209,10 +288,29 @@ async function write(engine: Engine, file: Safetensors, out: string, wanted: Wan
     const kept = growth && growthPlan(depth, { ...growth, temporalOwner: "original" }, temporalOwner).temporalOwner;
     const moved = kept !== undefined && kept !== config.temporalOwner;
     console.log(`checked  ${judge(compareBits(before.outputs, await probe(model, key)), moved)}`);
-    const metadata = Object.fromEntries(Object.entries(file.metadata).filter(([name]) => !OLD.includes(name)));
-    const own = modelEntries({ model, metadata });
-    const beside = [...file.tensors.keys()].filter((name) => /^(codec|text)\./.test(name));
-    const written = await writeSafetensors(out, [...own.entries, ...copyEntries(file, beside)], own.metadata);
-    console.log(`written  ${written.path}  ${(written.bytes / 2 ** 20).toFixed(1)} MiB`);
+    await save(file, out, wanted, model, objective);
   });
+}
+
+/** Writes a model with what its base says and holds beside it, and with what is named anew. */
+async function save(
+  file: Safetensors,
+  out: string,
+  { foreign, codec, captions }: Wanted,
+  model: STDiT,
+  objective: Objective | undefined,
+): Promise<void> {
+  const kept = Object.entries(file.metadata).filter(([name]) => !OLD.includes(name) && !(foreign && name === "format"));
+  const metadata = {
+    ...Object.fromEntries(kept),
+    ...(foreign && objective && { objective: JSON.stringify(encodeObjective(objective)) }),
+    ...(codec && { codec: JSON.stringify(codec.state().info) }),
+    ...(captions && { text: JSON.stringify(captions) }),
+  };
+  const own = modelEntries({ model, metadata });
+  const beside = foreign ? [] : [...file.tensors.keys()].filter((name) => /^(codec|text)\./.test(name));
+  const written = await writeSafetensors(out, [...own.entries, ...copyEntries(file, beside)], own.metadata);
+  if (codec) console.log(`codec    ${codec.location} (${codec.fingerprint})`);
+  if (captions) console.log(`text     ${captions.encoder} (${captions.fingerprint})`);
+  console.log(`written  ${written.path}  ${(written.bytes / 2 ** 20).toFixed(1)} MiB`);
 }

@@ -94,6 +94,10 @@ export function describeInspection(i: Inspection, file?: Safetensors): string {
     const large = n >= 1e7 ? `, ${(n / 1e9).toFixed(3)}e9 = ${(n / 2 ** 30).toFixed(3)} x 2^30` : "";
     lines.push(`  ${count(n)} parameters${large}`);
   }
+  if (i.foreign) {
+    const what = i.foreign === "PixArt" ? "PixArt-alpha, which a STDiT can begin from" : "the STDiT of Open-Sora 1.0";
+    lines.push("", "model", `  ${what}: espalier grow makes a model file of it`);
+  }
   const about = Object.entries(i.metadata).filter(([key]) => !(SHOWN.includes(key) && (key !== "model" || i.config)));
   if (about.length) lines.push("", "metadata", ...table(about.map(([key, value]) => [key, aboutText(value)])));
   if (i.config && (i.metadata.growth === undefined || i.growth)) {

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { ConfigError, createEngine, type Engine } from "../../engine/index.js";
 import { openModel, openModelText } from "../../model/checkpoint.js";
 import { checkScale, type GuidanceParts } from "../../model/diffusion/guidance.js";
+import { describeImport } from "../../model/foreign/report.js";
 import { languagePrompts, type Pipeline, type SampleRequest, type SamplerName, sample } from "../../model/pipeline.js";
 import { languageOf } from "../../model/text/branch.js";
 import { captionEncoderOf } from "../../model/text/captions.js";
@@ -10,7 +11,8 @@ import { promptForm } from "../../model/text/form.js";
 import { MemoEncoder } from "../../model/text/memo.js";
 import { OpenAIRecaptioner } from "../../model/text/openai.js";
 import type { Recaptioner } from "../../model/text/recaption.js";
-import type { OpenEncoder } from "../../model/text/spec.js";
+import type { EncoderSpec, OpenEncoder } from "../../model/text/spec.js";
+import { externalVaeOf, isExternal } from "../../model/vae/external.js";
 import { type Arguments, parseArguments } from "../arguments.js";
 import { encoderAssets } from "../data/assets.js";
 import { clipsOf } from "../evaluate.js";
@@ -18,9 +20,11 @@ import { writeAnimatedWebp, writeContactSheet, writeGif, writeMp4 } from "../med
 import { Progress } from "../progress.js";
 import { adapterLine } from "./adapter.js";
 
-const usage = `Usage: espalier sample MODEL.safetensors "PROMPT" ["PROMPT" …] [options]
+const usage = `Usage: espalier sample MODEL "PROMPT" ["PROMPT" …] [options]
 
-Samples one clip a prompt and writes it as animated WebP, GIF and, where ffmpeg is installed, MP4.
+Samples one clip a prompt and writes it as animated WebP, GIF and, where ffmpeg is installed, MP4. MODEL is a model file
+of Espalier's, or the STDiT of Open-Sora 1.0 under its own names: a safetensors file, the index of its shards, or their
+folder; then --codec and --t5 say what it was trained with.
 
   --out FOLDER          where to write [samples]
   --steps N             sampling steps [16]
@@ -36,6 +40,10 @@ Samples one clip a prompt and writes it as animated WebP, GIF and, where ffmpeg 
                         batch as long as it fits (auto); the clips are the same [auto]
   --t5 ENCODER          what reads the prompt, where the model file names no encoder or one that lies elsewhere: the
                         folder of a T5 as Hugging Face lays it out [what the model file names]
+  --t5-bits 8|4         round the linear layers of that T5, so that it fits smaller GPUs, where the model file does not say
+                        how it is held [full weights]
+  --codec WHERE         what makes clips of latents, where the model file names no autoencoder or one that lies elsewhere:
+                        the folder or file of an AutoencoderKL [what the model file holds or names]
   --adapter NAME        hardware, lavapipe, swiftshader, or part of a GPU's name
 
 Models with a language branch read each prompt twice and are guided by two scales,
@@ -56,7 +64,9 @@ e(0, 0) + t5 (e(prompt, 0) - e(0, 0)) + llm (e(prompt, language) - e(prompt, 0))
 Examples:
   espalier sample base.safetensors "an ox moving left on a blue background"
   espalier sample large.safetensors "a dog runs on a beach" --t5 ./t5-v1_1-xxl --llm ./Meta-Llama-3-8B-Instruct \\
-    --t5-scale 7 --llm-scale 12.5 --prompt-form SL --sampler ddpm --steps 100`;
+    --codec ./sd-vae-ft-ema --t5-scale 7 --llm-scale 12.5 --prompt-form SL --sampler ddpm --steps 100
+  espalier sample OpenSora-v1-HQ-16x256x256.safetensors "a dog runs on a beach" --codec ./sd-vae-ft-ema \\
+    --t5 ./t5-v1_1-xxl --t5-bits 8 --sampler ddpm --steps 100 --guidance 7 --cfg-channels 4`;
 
 /** Options that only a model with a language branch has a use for. */
 const OF_LANGUAGE = ["llm-scale", "llm", "prompt-form", "long-prompt", "recaption-url", "recaption-model"] as const;
@@ -130,6 +140,23 @@ async function readBy(encoder: OpenEncoder, prompts: string[], label: string): P
   return memo;
 }
 
+/** What lies elsewhere, as the file and the command line say it. */
+function namedAt(
+  file: string,
+  values: Arguments["values"],
+  { codec: said, text }: Awaited<ReturnType<typeof openModelText>>,
+) {
+  const { codec, t5: encoder, "t5-bits": bits } = values as Record<string, string | undefined> & { "t5-bits"?: number };
+  if (codec !== undefined && said && !isExternal(said))
+    throw noUse("codec", `${file} holds its own codec, of type ${JSON.stringify(said.type)}`);
+  if (bits !== undefined && bits !== 8 && bits !== 4)
+    throw new ConfigError(`sample: --t5-bits takes 8 or 4: got "${bits}"`);
+  if (bits !== undefined && (encoder === undefined || text.info !== undefined))
+    throw noUse("t5-bits", encoder === undefined ? "no --t5 is given" : `${file} says how its encoder is held`);
+  const t5: EncoderSpec | undefined = encoder === undefined ? undefined : { encoder, ...(bits && { bits }) };
+  return { said, codec, t5 };
+}
+
 /** Opens a model with its encoders and lets them read the prompts. */
 async function openPipeline(
   engine: Engine,
@@ -137,14 +164,22 @@ async function openPipeline(
   request: SampleRequest,
   recaptioner: Recaptioner | undefined,
   { values }: Arguments,
+  about: Awaited<ReturnType<typeof openModelText>>,
 ): Promise<{ pipeline: Pipeline; request: SampleRequest; dispose(): void }> {
-  const loaded = await openModel(engine, file);
+  const { said, t5, codec: place } = namedAt(file, values, about);
+  const external = await externalVaeOf(engine, said, place);
+  const loaded = await openModel(engine, file, { codec: external });
   const encoders: OpenEncoder[] = [];
   try {
-    const { model, codec, objective } = loaded;
-    if (!codec || !objective)
-      throw new ConfigError(`sample: ${file} holds no codec or objective; a model that espalier train wrote has both`);
-    encoders.push(await captionEncoderOf(engine, loaded, encoderAssets, values.t5 as string | undefined));
+    const { model, codec, objective, report } = loaded;
+    if (report) console.error(describeImport(report));
+    if (!codec)
+      throw new ConfigError(
+        `sample: ${file} holds no codec, and names none: what makes clips of its latents? Give the folder of its autoencoder (--codec)`,
+      );
+    if (!objective)
+      throw new ConfigError(`sample: ${file} holds no objective; a model that espalier train wrote has one`);
+    encoders.push(await captionEncoderOf(engine, loaded, encoderAssets, t5));
     const text = await readBy(encoders[0], request.prompts, "prompt");
     const pipeline: Pipeline = { model, codec, objective, text };
     const branch = await languageOf(engine, model, encoderAssets, values.llm as string | undefined);
@@ -188,6 +223,8 @@ export async function run(args: string[]): Promise<number> {
     fps: "number",
     parts: "text",
     t5: "text",
+    "t5-bits": "whole",
+    codec: "text",
     llm: "text",
     "prompt-form": "text",
     "long-prompt": "list",
@@ -210,14 +247,16 @@ export async function run(args: string[]): Promise<number> {
   const asked = requestOf(given, prompts);
   const recaptioner = recaptionerOf(given);
   if (asked.promptForm === "S" && asked.longPrompts) throw noUse("long-prompt", "the form is S, the prompt alone");
-  const { config } = (await openModelText(file)).model;
+  const about = await openModelText(file);
+  const { config } = about.model;
+  namedAt(file, values, about);
   if (!config.languageChannels)
     for (const name of OF_LANGUAGE)
       if (values[name] !== undefined || lists[name]) throw noUse(name, `${file} has no language branch`);
   const engine = await createEngine({ adapter: values.adapter as string | undefined });
   try {
     console.error(adapterLine(engine));
-    const { pipeline, request, dispose } = await openPipeline(engine, file, asked, recaptioner, given);
+    const { pipeline, request, dispose } = await openPipeline(engine, file, asked, recaptioner, given, about);
     const out = (values.out as string | undefined) ?? "samples";
     await mkdir(out, { recursive: true });
     const bar = new Progress({ total: request.steps ?? 16, label: "sample" });

@@ -1,4 +1,5 @@
 import { createEngine } from "../../engine/index.js";
+import { describeImport } from "../../model/foreign/report.js";
 import { describe } from "../config.js";
 import { type TrainOptions, train } from "../loop.js";
 import { configOf, helpText, mergeConfigs, parseFlags } from "../options.js";
@@ -14,6 +15,13 @@ CSV of videos. Writes checkpoints, logs (log.jsonl, tensorboard/), samples and m
   --adapter NAME  hardware, lavapipe, swiftshader, or part of a GPU's name
   --resume        goes on from the newest checkpoint in --out, with that run's own options
   --config FILE   options as JSON, by section; flags win
+  --codec WHERE   another name of --codec.vae
+
+Goes on from a model (--from), with an autoencoder, a T5 and a language model that lie elsewhere:
+  espalier train --from grown.safetensors --data.kind csv --data.path clips.csv --frames 16 --size 256 \\
+    --codec ./sd-vae-ft-ema --t5 ./t5-v1_1-xxl --llm ./Meta-Llama-3-8B-Instruct --variants 1 --cache ./cache
+With --variants and a --cache that espalier encode or an earlier run filled, neither encoder is loaded; the autoencoder
+is loaded for samples alone.
 
 ${helpText()}`;
 
@@ -30,16 +38,20 @@ export function interruption(): { signal: AbortSignal; end(): void } {
 }
 
 export async function run(args: string[]): Promise<number> {
-  const flags = parseFlags(args, { adapter: "string" });
+  const flags = parseFlags(args, { adapter: "string", codec: "string" });
+  // The name that every command knows it by.
+  if (flags.others.codec !== undefined) flags.config.codec = { ...flags.config.codec, vae: flags.others.codec };
   if (flags.help) {
     console.log(usage());
     return 0;
   }
-  let config = configOf(flags);
+  const { run: about } = flags.config;
+  // What else is given with --resume is said of the run that is there, whose own options are not known yet.
+  let config = configOf(about?.resume === true ? { ...flags, config: { run: about } } : flags);
   const { folder, latest } = await RunFolder.open(config.run.out, config.run.keep, config.run.resume);
   const { signal, end } = interruption();
   try {
-    if (latest) config = configOf(flags, mergeConfigs(latest.state.config, { run: { resume: true } }));
+    config = configOf(flags, latest && mergeConfigs(latest.state.config, { run: { resume: true } }));
     // Data and options fail before a GPU is touched.
     const source = await openSource(config);
     if (source.skips?.count) console.error(`data: skipped ${source.skips}`);
@@ -47,7 +59,12 @@ export async function run(args: string[]): Promise<number> {
     try {
       console.error(adapterLine(engine));
       console.error(latest ? `resumed from ${latest.path}` : describe(config));
-      const options: TrainOptions = { signal };
+      const { kind, cache, variants } = config.data;
+      if (cache !== undefined && kind !== "world" && variants === undefined)
+        console.error(
+          "cache: keeps captions alone: clips are cut anew each time; --variants 1 keeps their latents too",
+        );
+      const options: TrainOptions = { signal, onImport: (report) => console.error(describeImport(report)) };
       const state = await train(engine, config, source, folder, latest, options);
       if (source.skips?.count) console.error(`data: skipped ${source.skips}`);
       console.log(`trained ${state.step} steps: ${folder.file("model.safetensors")}`);
