@@ -35,8 +35,9 @@ const reading = (options: OpenT5Options): OpenT5Options => ({
 /**
  * Opens a T5 that lies in one safetensors file with its `config`, `tokenizer` and `tokenizer_config` (the texts of
  * Hugging Face's JSON files) in the metadata, such as model/text/t5.safetensors, the small one that ships with Espalier:
- * 64 numbers a vector, as the word vectors have. It knows the language of the composed clips, and tells the order of two
- * colours apart, which word vectors cannot; of English it knows little. Default: 24 vectors a prompt.
+ * 64 numbers a vector, as the word vectors have. It knows the language of the composed clips, and its vectors tell which of
+ * two colours is above, which those of words do not (figures: examples/t5.ts); of English it knows next to nothing, so that
+ * word vectors are the default. Default: 24 vectors a prompt.
  * @throws DataError for a file without them; ConfigError for another family or an option out of range
  */
 export async function openEmbeddedT5(

@@ -23,6 +23,7 @@ import { openTokenizer } from "../../model/text/tokenizer.js";
 import { languageModel } from "../../train/data/assets.js";
 import { CLASSES, COLOURS, captionOf, combinations, MOTIONS, world } from "../../train/data/world.js";
 import { bytesOf, rejects } from "../files/throws.js";
+import { ridge } from "./probe.js";
 
 const test = suite("language");
 const engine = await createEngine();
@@ -168,26 +169,6 @@ test("what does not fit is refused in words", async () => {
   assert.throws(() => without.around(), 'lacks: "<|user|>"');
   assert.throws(() => new LlamaTextEncoder(model, meta, "", { maxLength: 20 }), "128256 tokens, the model embeds 128");
 });
-
-/** Weights [inputs, outputs] of the ridge regression of rows y on rows x, by Gauss and Jordan. */
-function ridge(x: readonly number[][], y: readonly number[][], lambda: number): number[][] {
-  const [n, k] = [x[0].length, y[0].length];
-  const a = Array.from({ length: n }, (_, i) => Array.from({ length: n + k }, (_, j) => (i === j ? lambda : 0)));
-  x.forEach((row, r) => {
-    for (let i = 0; i < n; i++) {
-      for (let j = 0; j < n; j++) a[i][j] += row[i] * row[j];
-      for (let j = 0; j < k; j++) a[i][n + j] += row[i] * y[r][j];
-    }
-  });
-  // A ridge makes every pivot positive: rows need no swaps.
-  for (let i = 0; i < n; i++)
-    for (let r = 0; r < n; r++) {
-      if (r === i) continue;
-      const f = a[r][i] / a[i][i];
-      for (let j = i; j < n + k; j++) a[r][j] -= f * a[i][j];
-    }
-  return a.map((row, i) => row.slice(n).map((value) => value / row[i]));
-}
 
 test("the embedded model: its states tell which colour is above, on combinations that it never read", async () => {
   using encoder = await openLanguage(engine, languageModel(), { batch: 32 });
