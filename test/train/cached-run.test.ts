@@ -64,7 +64,7 @@ async function losses(out: string, cache: string | undefined): Promise<number[]>
     run: { out: join(root, out), sampleEvery: 0, logEvery: 1 },
     data: { kind: "folder", path: clips, variants: 2, flip: false, ...(cache && { cache }) },
     model: { from: "examples/checkpoints/easy.safetensors" },
-    language: { encoder },
+    language: { encoder, tokens: 24 },
     optim: { warmupSteps: 2 },
     train: { steps: 4, batchSize: 2 },
     sample: { steps: 2, count: 1 },

@@ -57,7 +57,7 @@ Language branch, from a file or by options:
   --language-length N    longest caption in tokens [that of the encoder, or 256]
   --language-gate SHAPE  scalar, head or channel: one gate a block, a head or a channel [scalar]
   --language-encoder E   "language" (Espalier's small one) or the folder of a Llama as Hugging Face lays it out; the file
-                         will say which it was. In JSON it may be {"encoder": E, "layer": -1, "template": true, "form": "S"}
+                         will say which it was. In JSON it may be {"encoder": E, "layer": -1, "template": true, "bits": 8, "form": "S"}
   --no-duplicate         begin by Xavier's rule, not as copies of the attention to the caption: for comparison, and for
                          models whose attention to the caption is still zero
 
