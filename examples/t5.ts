@@ -31,7 +31,6 @@ import {
   linear,
   type Tensor,
 } from "../engine/index.js";
-import { philox4x32 } from "../engine/random/philox.js";
 import { encodeT5Config, Linear, T5Encoder, t5Config } from "../model/index.js";
 import { decodeFloat32, encodeFloat32, type SafetensorsEntry, writeSafetensors } from "../model/safetensors.js";
 import { saveTensors } from "../model/state.js";
@@ -42,6 +41,7 @@ import { AdamW } from "../train/optim.js";
 import { rateOf } from "../train/rate.js";
 import { captionSets, captionWords, explanations } from "./corpus.js";
 import { T5_MARKS, T5_TOKENIZER_CONFIG, tokenizerJson, vocabularyOf } from "./pieces.js";
+import { LEFT_OUT, leaveOut, numbers } from "./spans.js";
 import { readWordNet } from "./wordnet.js";
 
 const VOCABULARY = 1024;
@@ -52,9 +52,6 @@ const WHOLE = 10;
 const LONGEST_EXPLANATION = 16;
 /** Explanations with more pieces a word are of rare words, and left out. */
 const PIECES = 2.2;
-/** Share of a text that is left out, in runs of at most so many tokens. */
-const LEFT_OUT = 0.2;
-const RUN = 3;
 /** Tokens of a row, beside those left out, whose states learn too. */
 const KEPT = { caption: 5, explanation: 2 };
 /** The second head finds words of captions up to so many places before and after a state's own. */
@@ -105,11 +102,6 @@ console.log(
   `${tokenizer.get_vocab().size} tokens; captions ${sets.map((s) => `${s.name}: ${s.trained.length} + ${s.heldOut.length} held out`).join("; ")}; explanations ${knownWords.length} + ${newWords.length} held out`,
 );
 
-/** Whole numbers below 2^32, a pure function of the seed and where they are for. */
-function* numbers(step: number, row: number, use: number): Generator<number, never> {
-  for (let n = 0; ; n++) yield* philox4x32([step, row, n, use], [seed, 0x74357478]);
-}
-
 /** A text, the places that are left out when it is read, and the other places that learn. */
 interface Row {
   ids: number[];
@@ -118,22 +110,10 @@ interface Row {
   kept: Set<number>;
 }
 
-/** Leaves runs of tokens out of a text, never its end. */
-function leaveOut(ids: readonly number[], drawn: Iterator<number, never>): Set<number> {
-  const left = new Set<number>();
-  const count = Math.max(1, Math.round(LEFT_OUT * (ids.length - 1)));
-  while (left.size < count) {
-    const from = drawn.next().value % (ids.length - 1);
-    const length = 1 + (drawn.next().value % RUN);
-    for (let t = from; t < Math.min(from + length, ids.length - 1) && left.size < count; t++) left.add(t);
-  }
-  return left;
-}
-
 /** The rows of a step: captions evenly from the four sets, then explanations. */
 function batchOf(step: number): Row[] {
   return Array.from({ length: BATCH }, (_, row) => {
-    const drawn = numbers(step, row, 0);
+    const drawn = numbers(seed, step, row, 0);
     const isCaption = row < CAPTIONS;
     const list = isCaption ? sets[drawn.next().value % sets.length].trained : knownWords;
     const ids = list[drawn.next().value % list.length];
@@ -215,7 +195,7 @@ async function meanOf(rows: readonly Row[], lossOf: (some: readonly Row[]) => { 
 /** Loss of left-out words in nats, one choice of them a text. */
 const measure = (texts: readonly number[][], isCaption: boolean) =>
   meanOf(
-    texts.map((ids, i) => ({ ids, isCaption, left: leaveOut(ids, numbers(i, 0, 1)), kept: new Set<number>() })),
+    texts.map((ids, i) => ({ ids, isCaption, left: leaveOut(ids, numbers(seed, i, 0, 1)), kept: new Set<number>() })),
     (rows) => ({
       weight: rows.reduce((n, { left }) => n + left.size, 0),
       loss: engine.scope(() => {
