@@ -24,7 +24,9 @@ export interface ForeignOptions {
 
 /** Tells Open-Sora 1.0's STDiT and PixArt-alpha by their names; undefined for any other file, and for our own. */
 export function foreignKind(file: Safetensors): ForeignKind | undefined {
-  if (file.metadata.model !== undefined) return undefined;
+  const { model, objective, codec, text } = file.metadata;
+  // A file of ours that lost its configuration must not be read by guesses: it would say how many heads it has nowhere.
+  if ([model, objective, codec, text].some((said) => said !== undefined)) return undefined;
   if (file.has("pos_embed.proj.weight") && [...file.tensors.keys()].some((n) => n.startsWith("transformer_blocks.")))
     return "PixArt";
   const { file: short } = withoutPrefix(file);
