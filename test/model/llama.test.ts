@@ -93,7 +93,10 @@ test("config.json there and back, and what it may not say", () => {
 });
 
 test("half storage: states near those of f32", async () => {
-  if (!engine.has("shader-f16")) return;
+  if (!engine.has("shader-f16")) {
+    console.log(`\n  ${engine.info.name} has no f16: not checked`);
+    return;
+  }
   const model = new Llama(engine, config, { head: false, dtype: "f16" });
   await model.loadStateDict(part("weights."));
   const states = engine.noGrad(() => model.hiddenStates(upload(tensors["in.ids"]), upload(tensors["in.mask"])));

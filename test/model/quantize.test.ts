@@ -110,7 +110,10 @@ test("relative errors of an encoder's outputs; memory", async () => {
 });
 
 test("f16 activations", async () => {
-  if (!engine.has("shader-f16")) return;
+  if (!engine.has("shader-f16")) {
+    console.log(`\n  ${engine.info.name} has no f16: not checked`);
+    return;
+  }
   const encoder = new Encoder(64, 2, key);
   const x = random(30 * 64, 2).reshape([1, 30, 64]);
   const reference = engine.noGrad(() => encoder.forward(x));

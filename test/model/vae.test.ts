@@ -48,7 +48,10 @@ test("old names of the attention's layers give the same pictures", async () => {
 });
 
 test("f16 storage", async () => {
-  if (!engine.has("shader-f16")) return;
+  if (!engine.has("shader-f16")) {
+    console.log(`\n  ${engine.info.name} has no f16: not checked`);
+    return;
+  }
   const half = new AutoencoderKL(engine, config, { dtype: "f16" });
   await half.loadStateDict(own);
   const moments = engine.noGrad(() => half.encode(upload("in.image")));
