@@ -116,8 +116,11 @@ function unpack(folder: string): Promise<void> {
   });
 }
 
-/** This process's environment without driver choices, which are Node's affair. */
+/**
+ * This process's environment without driver choices, which are Node's affair, and in English: under the C locale a
+ * browser calls its language "en-US@posix", which its own Intl refuses.
+ */
 function environment(): Record<string, string> {
   const { VK_DRIVER_FILES: _, VK_ICD_FILENAMES: __, ...rest } = process.env;
-  return rest as Record<string, string>;
+  return { ...(rest as Record<string, string>), LANG: "en_US.UTF-8", LC_ALL: "en_US.UTF-8", LANGUAGE: "en_US" };
 }
