@@ -1,3 +1,6 @@
+import { type Compiled, compile } from "./compile/compile.js";
+import { Slots } from "./compile/slots.js";
+import type { Trace } from "./compile/trace.js";
 import { type DeviceInfo, platform, requestDevice } from "./device/adapter.js";
 import { bytesOf, checkDType, type Data, type DType, encode } from "./dtype.js";
 import {
@@ -16,6 +19,7 @@ import { Memory, type MemoryReport, megabytes, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
 import { addTo } from "./ops/update.js";
+import type { Formula } from "./ops/walk.js";
 import { type Bound, type Limits, Queue } from "./queue.js";
 import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
@@ -31,6 +35,8 @@ export interface EngineOptions {
   budget?: number;
   /** Seed of `engine.key()`. Default 0. */
   seed?: number;
+  /** Run compiled functions op by op. Default false. */
+  eager?: boolean;
   /** Features that the program cannot do without, such as "shader-f16". */
   features?: GPUFeatureName[];
 }
@@ -47,6 +53,12 @@ export class Engine {
   readonly tape: Tape = new Tape(this);
   /** Path of the module that is running; module calls set it. */
   modulePath = "";
+  /** Compiled functions run op by op: slower, and each launch belongs to one op. */
+  eager: boolean;
+  /** Set while a function is traced. */
+  trace: Trace | undefined;
+  /** Memory that compiled functions share. */
+  readonly slots: Slots;
   /** Checks each op's results when anomaly mode is on (inspect sets it). */
   anomalyHook: ((tensors: readonly (Tensor | undefined)[], op: string) => void) | undefined;
   /** Told when tensors are made and freed; debug output reports those that are collected without having been freed. */
@@ -63,10 +75,13 @@ export class Engine {
     readonly info: DeviceInfo,
     readonly seed: number,
     budget: number,
+    eager: boolean,
     private readonly platform: { wait<T>(p: Promise<T>): Promise<T>; release(): void },
   ) {
     this.memoryPool = new Memory(device, budget, device.limits.maxBufferSize);
     this.queue = new Queue(device, this.memoryPool);
+    this.slots = new Slots(this.memoryPool);
+    this.eager = eager;
     device.lost.then((why) => {
       if (!this.destroyed)
         this.lost = new DeviceLostError(
@@ -188,7 +203,7 @@ export class Engine {
   zeros(shape: Shape, dtype: DType = "f32"): Tensor {
     const t = this.empty(shape, dtype, "zeros");
     const { storage } = t;
-    this.queue.encode((e) => e.clearBuffer(storage.buffer, 0, storage.bytes), [storage.id]);
+    this.queue.clear({ storage, offset: 0, size: storage.bytes });
     return t;
   }
   ones(shape: Shape, dtype: DType = "f32"): Tensor {
@@ -214,7 +229,8 @@ export class Engine {
 
   /** Bytes of a contiguous tensor on the host. */
   async read(t: Tensor): Promise<ArrayBuffer> {
-    const reading = this.queue.read(this.bound(t, "read"), t.bytes, (p) => this.platform.wait(p));
+    const { storage, offset } = this.bound(t, "read");
+    const reading = this.queue.read(storage.buffer, offset, t.bytes, (p) => this.platform.wait(p));
     try {
       const bytes = await reading;
       this.checkAlive();
@@ -276,7 +292,7 @@ export class Engine {
       throw new OutOfMemoryError(
         `${user}: a tensor of ${megabytes(size)} is larger than this adapter binds at once (${megabytes(this.queue.limits.maxStorageBufferBindingSize)}); split it along its first axis.`,
       );
-    return { buffer: storage.buffer, id: storage.id, offset, size };
+    return { storage, offset, size };
   }
 
   /**
@@ -285,12 +301,14 @@ export class Engine {
    * @param params the uniform's members by name
    * @param groups workgroups as [x, y, z], or a number that is folded into x and y (kernels then index by
    *   `wg.y * num_workgroups.x + wg.x` and check bounds)
+   * @param formula what an elementwise launch computes, for fusion
    */
   launch(
     k: Kernel,
     tensors: Record<string, Tensor | Strided>,
     params: Params,
     groups: number | readonly [number, number, number],
+    formula?: Formula,
   ): void {
     this.checkAlive();
     const label = `${k.name}.${k.entry}`;
@@ -313,7 +331,7 @@ export class Engine {
       );
     const grid = typeof groups === "number" ? this.fold(groups) : groups;
     if (grid[0] === 0 || grid[1] === 0 || grid[2] === 0) return;
-    this.queue.launch({ kernel: k, bound, tensors: given, params, groups: grid, label: this.modulePath });
+    this.queue.launch({ kernel: k, bound, tensors: given, params, groups: grid, label: this.modulePath, formula });
   }
 
   private fold(count: number): [number, number, number] {
@@ -329,6 +347,51 @@ export class Engine {
   }
   anomalyCheck(tensors: readonly (Tensor | undefined)[], name: string): void {
     this.anomalyHook?.(tensors, name);
+  }
+
+  // ---- compiled functions --------------------------------------------------------------------------------------
+
+  /**
+   * A function that does what `f` does, faster: the first call with arguments of some shapes notes what `f` launches
+   * without running it, joins what can be joined, and gives it memory; that call and later ones only repeat the list.
+   * Numbers equal those of `f` within rounding.
+   *
+   * What `f` does may depend on its arguments alone: tensors (by shape; their values are new in each call), keys (new
+   * numbers in each call), records and arrays of those, and plain values (a new value is a new plan). It must be
+   * synchronous, and can read nothing back. What it does on the host (counting steps, uploading a rate) happens once,
+   * unless it is wrapped in `eachCall`. It returns fresh tensors, in the shape of f's result.
+   *
+   * @example const step = engine.compile((x, y) => { const loss = mse(model(x), y); loss.backward(); … return loss; });
+   */
+  compile<A extends readonly unknown[], R>(f: (...args: A) => Sync<R>): Compiled<A, R> {
+    return compile(this, f as (...args: A) => R);
+  }
+
+  /** Runs `f` now; within a compiled function, before each of its calls. For host work such as uploading a new rate. */
+  eachCall(f: () => void): void {
+    if (this.trace) this.trace.hooks.push(f);
+    else f();
+  }
+
+  /** Runs `f` at once even within a function that is traced: for state that is made once and kept. */
+  untraced<T>(f: () => T): T {
+    return this.traced(undefined, f);
+  }
+
+  /** Runs `f` with every command and every allocation going to `trace`. */
+  traced<T>(trace: Trace | undefined, f: () => T): T {
+    const before = this.trace;
+    const set = (t: Trace | undefined) => {
+      this.trace = t;
+      this.queue.trace = t;
+      this.memoryPool.trace = t;
+    };
+    set(trace);
+    try {
+      return f();
+    } finally {
+      set(before);
+    }
   }
 
   // ---- scopes and gradients ------------------------------------------------------------------------------------
@@ -465,16 +528,23 @@ function* tensorsIn(value: unknown): Generator<Tensor> {
  * @throws NoAdapterError with the fix for this platform; FeatureError when a wanted feature is missing
  */
 export async function createEngine(options: EngineOptions = {}): Promise<Engine> {
-  checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "features"]);
+  checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "eager", "features"]);
   const { device, info, release } = await requestDevice({
     adapter: options.adapter,
     power: options.power,
     features: options.features,
   });
-  const engine = new Engine(device, info, options.seed ?? 0, options.budget ?? Number.POSITIVE_INFINITY, {
-    wait: (p) => platform.wait(p),
-    release,
-  });
+  const engine = new Engine(
+    device,
+    info,
+    options.seed ?? 0,
+    options.budget ?? Number.POSITIVE_INFINITY,
+    options.eager ?? false,
+    {
+      wait: (p) => platform.wait(p),
+      release,
+    },
+  );
   const level = debugLevel(platform.env("DEBUG"));
   if (level) debug(engine, level);
   return engine;

@@ -41,7 +41,7 @@ export class Flat {
     this.chunks = sizes.map((n) => {
       const chunk = engine.empty([n], "f32", what, owner).keep();
       const { storage } = chunk;
-      engine.queue.encode((e) => e.clearBuffer(storage.buffer, 0, storage.bytes), [storage.id]);
+      engine.queue.clear({ storage, offset: 0, size: storage.bytes });
       return chunk;
     });
   }
@@ -115,9 +115,11 @@ export class Flat {
   copyFrom(other: Flat): void {
     this.chunks.forEach((to, k) => {
       const from = other.chunks[k];
-      this.engine.queue.encode(
-        (e) => e.copyBufferToBuffer(from.storage.buffer, 0, to.storage.buffer, 0, 4 * to.size),
-        [from.storage.id, to.storage.id],
+      const bytes = 4 * to.size;
+      this.engine.queue.copy(
+        { storage: from.storage, offset: 0, size: bytes },
+        { storage: to.storage, offset: 0, size: bytes },
+        bytes,
       );
     });
   }

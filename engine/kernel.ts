@@ -1,5 +1,6 @@
 import { WgslReflect } from "wgsl_reflect/wgsl_reflect.module.js";
 import { EspalierError } from "./errors.js";
+import { Key } from "./random/key.js";
 
 /** Values for the lines of a shader that are marked `// param`: constants, type aliases, one-expression functions. */
 export type Settings = Record<string, string | number>;
@@ -160,8 +161,8 @@ export function kernel(name: string, source: string, entry: string, settings: Se
 /** All kernels made so far, in order. */
 export const madeKernels = (): readonly Kernel[] => [...kernels.values()];
 
-/** A uniform's values by member name. */
-export type Params = Record<string, number | readonly number[]>;
+/** A uniform's values by member name; a key stands for its words, which a traced one decides at each call. */
+export type Params = Record<string, number | readonly number[] | Key>;
 
 /** Writes uniform values at `at`; a missing or an extra name throws, as does an array of the wrong length. */
 export function pack(k: Kernel, params: Params, view: DataView, at: number): void {
@@ -170,7 +171,7 @@ export function pack(k: Kernel, params: Params, view: DataView, at: number): voi
     const value = params[f.name];
     if (value === undefined) throw new EspalierError(`kernel ${k.name}.${k.entry}: uniform "${f.name}" is not given.`);
     used++;
-    const list = typeof value === "number" ? [value] : value;
+    const list = typeof value === "number" ? [value] : value instanceof Key ? value.words : value;
     if (list.length !== f.count)
       throw new EspalierError(
         `kernel ${k.name}.${k.entry}: uniform "${f.name}" holds ${f.count} values, got ${list.length}.`,

@@ -1,20 +1,45 @@
-import { OutOfMemoryError } from "./errors.js";
+import { EspalierError, OutOfMemoryError } from "./errors.js";
 
 /** Who a buffer is for; memory reports and out-of-memory texts add up by it. */
-export type Owner = "parameters" | "gradients" | "optimizer" | "buffers" | "saved" | "activations" | "staging";
+export type Owner = "parameters" | "gradients" | "optimizer" | "buffers" | "saved" | "activations" | "staging" | "plan";
+
+/** Told of memory that is taken and given back while a function is traced: nothing is allocated meanwhile. */
+export interface MemoryTrace {
+  taken(storage: Storage): void;
+  freed(storage: Storage): void;
+}
 
 /** A reference-counted GPU buffer. Tensors, views and the tape each hold a reference. */
 export class Storage {
   refs = 1;
+  /** Tensors that were moved here (`Tensor.point`) less those that moved away: a plan's parameters must stay. */
+  shown = 0;
+  /** Times it went back to the pool: what was kept of an earlier life is no longer true. */
+  life = 0;
   constructor(
     readonly memory: Memory,
-    readonly buffer: GPUBuffer,
+    private made: GPUBuffer | undefined,
     /** Unique for the buffer's life: keys bind-group caches. */
     readonly id: number,
     readonly bytes: number,
     /** Who holds it, and what it was made for. */
     readonly owned: { owner: Owner; what: string },
   ) {}
+  get buffer(): GPUBuffer {
+    if (!this.made)
+      throw new EspalierError(
+        `memory: "${this.owned.what}" has no memory: it was made by a function while it was traced; return it from that function to read it.`,
+      );
+    return this.made;
+  }
+  /** True while it is only a name in a trace. */
+  get isVirtual(): boolean {
+    return this.made === undefined;
+  }
+  /** Gives a virtual storage memory of its own. */
+  realize(): void {
+    if (this.isVirtual) this.made = this.memory.makeReal(this);
+  }
   retain(): this {
     this.refs++;
     return this;
@@ -52,6 +77,8 @@ export class Memory {
   private nextId = 1;
   /** Number of createBuffer calls so far: a steady loop makes none. */
   created = 0;
+  /** Set while a function is traced. */
+  trace: MemoryTrace | undefined;
   onDestroy: (id: number) => void = () => {};
 
   constructor(
@@ -67,27 +94,47 @@ export class Memory {
       throw new OutOfMemoryError(
         `memory: one buffer cannot be that large: ${what} needs ${megabytes(bytes)}, this adapter allows ${megabytes(this.maxBufferSize)}; use smaller batches, frames or layers.`,
       );
-    const list = this.free.get(size);
-    let storage = list?.pop();
+    if (this.trace) {
+      const named = new Storage(this, undefined, this.nextId++, size, { owner, what });
+      this.trace.taken(named);
+      return named;
+    }
+    let storage = this.free.get(size)?.pop();
     if (storage) {
       this.pooled -= storage.bytes;
       storage.refs = 1;
       storage.owned.owner = owner;
       storage.owned.what = what;
-    } else {
-      if (this.live + this.pooled + size > this.budget) this.trim();
-      if (this.live + size > this.budget) throw this.exhausted(bytes, what, `the budget of ${megabytes(this.budget)}`);
-      const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-      storage = new Storage(this, this.device.createBuffer({ size, usage }), this.nextId++, size, { owner, what });
-      this.created++;
-    }
-    this.live += storage.bytes;
-    this.peak = Math.max(this.peak, this.live);
-    this.liveSet.add(storage);
+    } else storage = new Storage(this, this.allocate(size, bytes, what), this.nextId++, size, { owner, what });
+    this.enter(storage);
     return storage;
   }
 
+  private allocate(size: number, bytes: number, what: string): GPUBuffer {
+    if (this.live + this.pooled + size > this.budget) this.trim();
+    if (this.live + size > this.budget) throw this.exhausted(bytes, what, `the budget of ${megabytes(this.budget)}`);
+    this.created++;
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    return this.device.createBuffer({ size, usage });
+  }
+
+  private enter(storage: Storage): void {
+    this.live += storage.bytes;
+    this.peak = Math.max(this.peak, this.live);
+    this.liveSet.add(storage);
+  }
+
+  /** A buffer for a storage that was virtual until now. */
+  makeReal(storage: Storage): GPUBuffer {
+    const buffer = this.allocate(storage.bytes, storage.bytes, storage.owned.what);
+    this.enter(storage);
+    return buffer;
+  }
+
   recycle(storage: Storage): void {
+    this.trace?.freed(storage);
+    storage.life++;
+    if (storage.isVirtual) return;
     this.live -= storage.bytes;
     this.pooled += storage.bytes;
     this.liveSet.delete(storage);

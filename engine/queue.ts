@@ -1,12 +1,13 @@
 import type { Kernel, Params } from "./kernel.js";
 import { pack } from "./kernel.js";
-import type { Memory } from "./memory.js";
+import type { Memory, Storage } from "./memory.js";
+import type { Formula } from "./ops/walk.js";
+import { Pipelines } from "./pipeline.js";
 import type { Tensor } from "./tensor.js";
 
-/** What a launch binds at one name: a buffer with a byte range. */
+/** What a launch binds at one name: a byte range of a buffer. */
 export interface Bound {
-  buffer: GPUBuffer;
-  id: number;
+  storage: Storage;
   offset: number;
   size: number;
 }
@@ -20,6 +21,16 @@ export interface Launch {
   params: Params;
   groups: readonly [number, number, number];
   label: string;
+  /** What an elementwise launch computes, for fusion. */
+  formula?: Formula;
+}
+
+/** Takes commands in the queue's place while a function is traced. */
+export interface CommandTrace {
+  launch(launch: Launch): void;
+  copy(from: Bound, to: Bound, bytes: number): void;
+  clear(to: Bound): void;
+  upload(to: Bound, bytes: Uint8Array): void;
 }
 
 /** Receives each launch; `timestamps`, when given, make it run in a pass of its own that is timed on the GPU. */
@@ -38,25 +49,37 @@ const LIMITS = [
   "minUniformBufferOffsetAlignment",
 ] as const;
 
-interface Compiled {
-  pipeline: GPUComputePipeline;
-  layout: GPUBindGroupLayout;
-}
-
 const ARENA = 1 << 18;
 /** Launches per submission: few enough that the GPU starts early, many enough that submissions cost nothing. */
 const BATCH = 128;
-/**
- * Bind groups kept, more than any training step needs. Each is a mapping of a software adapter, of which Linux allows a
- * process 65,530; those that are dropped here stay until they are collected.
- */
-const BIND_GROUPS = 1 << 14;
+
+/** One command of a plan, ready to be recorded again and again. */
+export type Step =
+  | {
+      pipeline: GPUComputePipeline;
+      group: GPUBindGroup;
+      groups: readonly [number, number, number];
+      /** Place of its uniform's offset in the program's list; -1 without a uniform. */
+      uniform: number;
+      launch: Launch;
+    }
+  | { pipeline: undefined; encode(encoder: GPUCommandEncoder): void };
+
+/** A plan's commands with all that they bind. */
+export interface Program {
+  readonly steps: readonly Step[];
+  /** Offsets of the launches' uniforms in their buffer. */
+  readonly offsets: Uint32Array;
+  /** Buffers outside the plan that it reads or writes. */
+  readonly touched: readonly number[];
+}
 
 /**
  * Records launches, copies and uploads into one command encoder and submits them in order.
  * Uniform values of a batch lie in one arena that is written once per submission; launches carry dynamic offsets.
  */
 export class Queue {
+  readonly pipelines: Pipelines;
   private encoder: GPUCommandEncoder | undefined;
   private pass: GPUComputePassEncoder | undefined;
   /** The pipeline that the open pass has, so that a run of one kernel sets it once. */
@@ -68,17 +91,16 @@ export class Queue {
   private arenaUsed = 0;
   private pending = 0;
   private touched = new Set<number>();
-  private readonly compiled = new Map<number, Compiled>();
-  private readonly bindGroups = new Map<string, GPUBindGroup>();
-  private readonly keysOfBuffer = new Map<number, Set<string>>();
   private readonly staging = new Map<number, GPUBuffer[]>();
   readonly limits: Limits;
   readonly features: ReadonlySet<string>;
-  readonly counts = { launches: 0, submits: 0, bindGroups: 0, pipelines: 0 };
+  private readonly tally = { launches: 0, submits: 0 };
   /** Traces and debug output; usually none. */
   readonly observers = new Set<Observer>();
   /** Told after each submission how many launches and copies it had. */
   onSubmit: ((commands: number) => void) | undefined;
+  /** Set while a function is traced: takes every command, and nothing runs. */
+  trace: CommandTrace | undefined;
 
   constructor(
     readonly device: GPUDevice,
@@ -86,101 +108,75 @@ export class Queue {
   ) {
     this.limits = Object.fromEntries(LIMITS.map((name) => [name, device.limits[name]])) as Limits;
     this.features = new Set(device.features);
+    this.pipelines = new Pipelines(device);
     this.arena = device.createBuffer({ size: ARENA, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
-    memory.onDestroy = (id) => this.forget(id);
+    memory.onDestroy = (id) => this.pipelines.forget(id);
     memory.beforeTrim = () => this.submit();
   }
 
-  private forget(id: number): void {
-    for (const key of [...(this.keysOfBuffer.get(id) ?? [])]) this.drop(key);
+  /** Launches and submissions so far, and what was made for them. */
+  get counts(): { launches: number; submits: number; bindGroups: number; pipelines: number } {
+    return { ...this.tally, ...this.pipelines.counts };
   }
 
-  private drop(key: string): void {
-    this.bindGroups.delete(key);
-    for (const part of key.split(":").slice(1)) {
-      const id = Number.parseInt(part, 10);
-      const keys = this.keysOfBuffer.get(id);
-      keys?.delete(key);
-      if (keys?.size === 0) this.keysOfBuffer.delete(id);
-    }
-  }
-
-  private compile(k: Kernel): Compiled {
-    let c = this.compiled.get(k.id);
-    if (c) return c;
-    const { device } = this;
-    const layout = device.createBindGroupLayout({
-      label: `${k.name}.${k.entry}`,
-      entries: k.bindings.map((b) => ({
-        binding: b.binding,
-        visibility: GPUShaderStage.COMPUTE,
-        buffer: { type: b.type, hasDynamicOffset: b.type === "uniform" },
-      })),
-    });
-    const module = device.createShaderModule({ label: k.name, code: k.source });
-    const pipeline = device.createComputePipeline({
-      label: `${k.name}.${k.entry}`,
-      layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-      compute: { module, entryPoint: k.entry },
-    });
-    this.counts.pipelines++;
-    c = { pipeline, layout };
-    this.compiled.set(k.id, c);
-    return c;
-  }
-
-  private bindGroup(k: Kernel, c: Compiled, bound: readonly Bound[]): GPUBindGroup {
-    let key = `${k.id}`;
-    for (const b of bound) key += `:${b.id},${b.offset},${b.size}`;
-    let group = this.bindGroups.get(key);
-    if (group) return group;
-    if (this.bindGroups.size >= BIND_GROUPS) this.drop(this.bindGroups.keys().next().value!);
-    let i = 0;
-    group = this.device.createBindGroup({
-      layout: c.layout,
-      entries: k.bindings.map((b) => {
-        if (b.type === "uniform")
-          return { binding: b.binding, resource: { buffer: this.arena, offset: 0, size: k.uniformBytes } };
-        const at = bound[i++];
-        return { binding: b.binding, resource: { buffer: at.buffer, offset: at.offset, size: at.size } };
-      }),
-    });
-    this.counts.bindGroups++;
-    this.bindGroups.set(key, group);
-    for (const b of bound) {
-      const keys = this.keysOfBuffer.get(b.id);
-      if (keys) keys.add(key);
-      else this.keysOfBuffer.set(b.id, new Set([key]));
-    }
-    return group;
+  /** What observers say of a launch: whether it is timed. */
+  private observe(launch: Launch): GPUComputePassTimestampWrites | undefined {
+    let timestamps: GPUComputePassTimestampWrites | undefined;
+    for (const look of this.observers) timestamps = look(launch)?.timestamps ?? timestamps;
+    return timestamps;
   }
 
   /** Records one launch. `bound` follows the order of the kernel's storage bindings. */
   launch(launch: Launch): void {
+    if (this.trace) {
+      this.trace.launch(launch);
+      return;
+    }
     const { kernel: k, bound, params, groups } = launch;
-    let timestamps: GPUComputePassTimestampWrites | undefined;
-    for (const observe of this.observers) timestamps = observe(launch)?.timestamps ?? timestamps;
+    const timestamps = this.observers.size ? this.observe(launch) : undefined;
     const align = this.limits.minUniformBufferOffsetAlignment;
     if (this.arenaUsed + k.uniformBytes > ARENA || this.pending >= BATCH) this.submit();
     const offset = this.arenaUsed;
     pack(k, params, this.arenaView, offset);
     this.arenaUsed += Math.ceil(k.uniformBytes / align) * align;
-    const c = this.compile(k);
-    const group = this.bindGroup(k, c, bound);
-    for (const b of bound) this.touched.add(b.id);
+    const { pipeline } = this.pipelines.of(k);
+    const group = this.pipelines.group(k, bound, this.arena);
+    for (const b of bound) this.touched.add(b.storage.id);
+    this.offsets[0] = offset;
+    this.dispatch(pipeline, group, this.offsets, k.uniformBytes ? 0 : -1, groups, timestamps);
+  }
+
+  private dispatch(
+    pipeline: GPUComputePipeline,
+    group: GPUBindGroup,
+    offsets: Uint32Array,
+    at: number,
+    groups: readonly [number, number, number],
+    timestamps: GPUComputePassTimestampWrites | undefined,
+  ): void {
     if (timestamps) this.endPass();
     this.encoder ??= this.device.createCommandEncoder();
     this.pass ??= this.encoder.beginComputePass(timestamps ? { timestampWrites: timestamps } : undefined);
-    if (this.pipeline !== c.pipeline) this.pass.setPipeline(c.pipeline);
-    this.pipeline = c.pipeline;
-    if (k.uniformBytes) {
-      this.offsets[0] = offset;
-      this.pass.setBindGroup(0, group, this.offsets, 0, 1);
-    } else this.pass.setBindGroup(0, group);
+    if (this.pipeline !== pipeline) this.pass.setPipeline(pipeline);
+    this.pipeline = pipeline;
+    if (at >= 0) this.pass.setBindGroup(0, group, offsets, at, 1);
+    else this.pass.setBindGroup(0, group);
     this.pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
     if (timestamps) this.endPass();
     this.pending++;
-    this.counts.launches++;
+    this.tally.launches++;
+  }
+
+  /** Records a plan's commands. */
+  replay({ steps, offsets, touched }: Program): void {
+    const watched = this.observers.size > 0;
+    for (const s of steps) {
+      if (this.pending >= BATCH) this.submit();
+      if (s.pipeline)
+        this.dispatch(s.pipeline, s.group, offsets, s.uniform, s.groups, watched ? this.observe(s.launch) : undefined);
+      else this.encode(s.encode);
+    }
+    for (const id of touched) this.touched.add(id);
   }
 
   private endPass(): void {
@@ -189,25 +185,49 @@ export class Queue {
     this.pipeline = undefined;
   }
 
-  /** Records work on the encoder outside a compute pass; `ids` are the buffers that it reads or writes. */
-  encode(f: (encoder: GPUCommandEncoder) => void, ids: readonly number[]): void {
+  /** Records work on the encoder outside a compute pass. */
+  encode(f: (encoder: GPUCommandEncoder) => void): void {
     this.endPass();
     this.encoder ??= this.device.createCommandEncoder();
     f(this.encoder);
-    for (const id of ids) this.touched.add(id);
     this.pending++;
   }
 
+  /** Copies bytes between the starts of two ranges; offsets and length divide by 4. */
+  copy(from: Bound, to: Bound, bytes: number): void {
+    if (this.trace) {
+      this.trace.copy(from, to, bytes);
+      return;
+    }
+    this.encode((e) => e.copyBufferToBuffer(from.storage.buffer, from.offset, to.storage.buffer, to.offset, bytes));
+    this.touched.add(from.storage.id).add(to.storage.id);
+  }
+
+  /** Fills a range with zeros; offset and size divide by 4. */
+  clear(to: Bound): void {
+    if (this.trace) {
+      this.trace.clear(to);
+      return;
+    }
+    this.encode((e) => e.clearBuffer(to.storage.buffer, to.offset, to.size));
+    this.touched.add(to.storage.id);
+  }
+
   /** Writes bytes into a buffer, after everything that was recorded before. */
-  upload(to: Bound, bytes: Uint8Array, offset = 0): void {
+  upload({ storage, offset, size }: Bound, bytes: Uint8Array, shift = 0): void {
+    const at = offset + shift;
+    if (this.trace) {
+      this.trace.upload({ storage, offset: at, size }, bytes);
+      return;
+    }
     // writeBuffer runs before the open encoder's commands, so those that touch this buffer must go first.
-    if (this.touched.has(to.id)) this.submit();
+    if (this.touched.has(storage.id)) this.submit();
     const whole = bytes.byteLength & ~3;
-    if (whole) this.device.queue.writeBuffer(to.buffer, to.offset + offset, bytes as Uint8Array<ArrayBuffer>, 0, whole);
+    if (whole) this.device.queue.writeBuffer(storage.buffer, at, bytes as Uint8Array<ArrayBuffer>, 0, whole);
     if (whole < bytes.byteLength) {
       const tail = new Uint8Array(4);
       tail.set(bytes.subarray(whole));
-      this.device.queue.writeBuffer(to.buffer, to.offset + offset + whole, tail);
+      this.device.queue.writeBuffer(storage.buffer, at + whole, tail);
     }
   }
 
@@ -223,17 +243,22 @@ export class Queue {
     this.arenaUsed = 0;
     this.pending = 0;
     this.touched.clear();
-    this.counts.submits++;
+    this.tally.submits++;
   }
 
   /** Copies bytes of a buffer to the host. Rejects if the device is lost meanwhile. */
-  async read(from: Bound, bytes: number, wait: <T>(p: Promise<T>) => Promise<T>): Promise<ArrayBuffer> {
+  async read(
+    buffer: GPUBuffer,
+    offset: number,
+    bytes: number,
+    wait: <T>(p: Promise<T>) => Promise<T>,
+  ): Promise<ArrayBuffer> {
     const size = Math.max(256, 2 ** Math.ceil(Math.log2(Math.max(1, bytes))));
     const target =
       this.staging.get(size)?.pop() ??
       this.device.createBuffer({ size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
     const length = Math.ceil(bytes / 4) * 4;
-    this.encode((e) => e.copyBufferToBuffer(from.buffer, from.offset, target, 0, length), [from.id]);
+    this.encode((e) => e.copyBufferToBuffer(buffer, offset, target, 0, length));
     this.submit();
     await wait(target.mapAsync(GPUMapMode.READ, 0, Math.max(4, length)));
     const copy = target.getMappedRange(0, Math.max(4, length)).slice(0);

@@ -13,8 +13,6 @@ let nextUid = 1;
 export class Tensor {
   /** Identity for gradients: aliases made by the tape share it. */
   readonly uid: number;
-  /** Set on leaves by `backward()`; same shape and dtype as the tensor. */
-  grad: Tensor | undefined;
   /** Where `backward()` adds this leaf's gradient up, when an optimizer gave it a place in a flat buffer. */
   gradPlace: Tensor | undefined;
   /** True for leaves that want a gradient and for everything computed from them. */
@@ -24,6 +22,7 @@ export class Tensor {
   /** Path of the module that was running, for texts. */
   readonly module: string;
   private live = true;
+  private gradient: Tensor | undefined;
 
   private memory: Storage;
   private steps: readonly number[];
@@ -46,6 +45,16 @@ export class Tensor {
     this.op = op;
     this.module = engine.modulePath;
     engine.adopt(this);
+  }
+
+  /** Set on leaves by `backward()`; same shape and dtype as the tensor. */
+  get grad(): Tensor | undefined {
+    this.engine.trace?.leaf(this, this.gradient);
+    return this.gradient;
+  }
+  set grad(t: Tensor | undefined) {
+    this.engine.trace?.leaf(this, this.gradient);
+    this.gradient = t;
   }
 
   get storage(): Storage {
@@ -115,6 +124,8 @@ export class Tensor {
   point(storage: Storage, offset: number): void {
     this.check("point");
     storage.retain();
+    storage.shown++;
+    this.memory.shown--;
     this.memory.release();
     this.memory = storage;
     this.steps = denseStrides(this.shape);
@@ -129,9 +140,10 @@ export class Tensor {
     const [from, at] = [dense.storage, dense.offset * size];
     const bytes = Math.ceil(dense.bytes / 4) * 4;
     if (bytes)
-      engine.queue.encode(
-        (e) => e.copyBufferToBuffer(from.buffer, at, storage.buffer, offset * size, bytes),
-        [from.id, storage.id],
+      engine.queue.copy(
+        { storage: from, offset: at, size: bytes },
+        { storage, offset: offset * size, size: bytes },
+        bytes,
       );
     if (dense !== this) dense.dispose();
     this.point(storage, offset);

@@ -177,11 +177,8 @@ const copies = (t: Tensor, from: Tensor) =>
 function overwrite(t: Tensor, from: Tensor): void {
   const { engine } = t;
   if (copies(t, from)) {
-    const [to, source, width] = [t.storage, from.storage, bytesOf(t.dtype)];
-    engine.queue.encode(
-      (e) => e.copyBufferToBuffer(source.buffer, from.offset * width, to.buffer, t.offset * width, t.bytes),
-      [source.id, to.id],
-    );
+    const range = (of: Tensor) => ({ storage: of.storage, offset: of.offset * bytesOf(of.dtype), size: of.bytes });
+    engine.queue.copy(range(from), range(t), t.bytes);
     return;
   }
   engine.noGrad(() => {

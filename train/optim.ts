@@ -150,17 +150,14 @@ export class AdamW {
         if (grad.storage === place.storage && grad.offset === place.offset) return true;
         if (!grad.isContiguous) this.engine.addTo(place, grad, true);
         else if (grad.size) {
-          const [from, to, bytes] = [grad.storage, place.storage, 4 * grad.size];
-          queue.encode(
-            (e) => e.copyBufferToBuffer(from.buffer, 4 * grad.offset, to.buffer, 4 * place.offset, bytes),
-            [from.id, to.id],
-          );
+          const range = ({ storage, offset, size }: Tensor) => ({ storage, offset: 4 * offset, size: 4 * size });
+          queue.copy(range(grad), range(place), 4 * grad.size);
         }
         return true;
       }
       const { chunk, offset, size } = this.gradients.slots[i];
       const { storage } = this.gradients.chunks[chunk];
-      if (size) queue.encode((e) => e.clearBuffer(storage.buffer, 4 * offset, 4 * size), [storage.id]);
+      if (size) queue.clear({ storage, offset: 4 * offset, size: 4 * size });
       return false;
     });
     if (!found) throw new EspalierError("adamw: no parameter has a gradient; call backward() before step().");

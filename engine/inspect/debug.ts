@@ -20,7 +20,7 @@ function lines(launch: Launch, level: DebugLevel, seen: Set<number>): string[] {
       .forEach((b, i) => {
         const [t, at] = [tensors[i], bound[i]];
         out.push(
-          `    ${b.name} ${b.type === "storage" ? "writes" : "reads "} ${show(t.shape)} ${t.dtype}, strides ${show(t.strides)}, buffer ${at.id} from ${t.offset * bytesOf(t.dtype)}, ${at.size} bytes bound, from ${t.op}`,
+          `    ${b.name} ${b.type === "storage" ? "writes" : "reads "} ${show(t.shape)} ${t.dtype}, strides ${show(t.strides)}, buffer ${at.storage.id} from ${t.offset * bytesOf(t.dtype)}, ${at.size} bytes bound, from ${t.op}`,
         );
       });
     out.push(

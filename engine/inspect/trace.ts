@@ -83,10 +83,8 @@ export async function trace<T>(
       size: 8 * count,
       usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
     });
-    engine.queue.encode((e) => e.resolveQuerySet(querySet, 0, count, buffer, 0), []);
-    const bytes = await engine.queue.read({ buffer, id: -1, offset: 0, size: 8 * count }, 8 * count, (p) =>
-      platform.wait(p),
-    );
+    engine.queue.encode((e) => e.resolveQuerySet(querySet, 0, count, buffer, 0));
+    const bytes = await engine.queue.read(buffer, 0, 8 * count, (p) => platform.wait(p));
     const times = new BigUint64Array(bytes, 0, count);
     for (let i = 0; i < count; i += 2) {
       const launch = launches[(s * SET + i) / 2];

@@ -43,7 +43,7 @@ function source4(name: string, doc: string, entry: string, out: string) {
       c.engine.launch(
         kernel("random", source, entry, settings),
         { [out]: c.out },
-        { n, key: c.attrs.key.words, ...c.attrs.params },
+        { n, key: c.attrs.key, ...c.attrs.params },
         groups(n),
       );
     },
@@ -125,7 +125,7 @@ function launchDropout(from: Tensor, to: Tensor, { p, key }: Dropout): void {
   from.engine.launch(
     kernel("random", source, "dropout", { T: from.dtype }),
     { x: from, y: to },
-    { n: from.size, key: key.words, threshold, scale },
+    { n: from.size, key, threshold, scale },
     groups(from.size),
   );
 }

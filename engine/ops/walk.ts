@@ -2,7 +2,8 @@ import source from "../../shaders/elementwise.wgsl";
 import { computeType, type DType, encode } from "../dtype.js";
 import { ShapeError } from "../errors.js";
 import { type Kernel, kernel } from "../kernel.js";
-import { collapse, expandStrides, show } from "../shape.js";
+import type { Storage } from "../memory.js";
+import { collapse, denseStrides, expandStrides, type Shape, show } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
 
 const WG = 64;
@@ -15,6 +16,50 @@ function constants(values: readonly number[], dtype: DType): readonly number[] {
   const bytes = encode([...values, 0, 0, 0, 0].slice(0, 4), computeType(dtype));
   return Array.from(new Uint32Array(bytes.slice().buffer, 0, 4));
 }
+
+/** A tensor as a formula reads or writes it: elements from `offset` on, a stride for each axis of the formula's shape. */
+export interface Place {
+  storage: Storage;
+  offset: number;
+  strides: readonly number[];
+  dtype: DType;
+}
+
+/** What an elementwise launch computes: y = expression(operands) over `shape`, where y is dense. */
+export interface Formula {
+  expression: string;
+  /** What the expression calls the operands. */
+  names: readonly string[];
+  operands: readonly Place[];
+  /** Bits of the constants K0 … K3, in the type of the first operand. */
+  constants: readonly number[];
+  shape: Shape;
+  y: Place;
+  /** The op that made y, for texts. */
+  op: string;
+}
+
+/** The formula of a launch, with its operands spread over y's shape. */
+const formulaOf = (
+  y: Tensor,
+  expression: string,
+  names: readonly string[],
+  operands: readonly Tensor[],
+  bits: readonly number[],
+): Formula => ({
+  expression,
+  names,
+  operands: operands.map((t) => ({
+    storage: t.storage,
+    offset: t.offset,
+    strides: expandStrides(t.shape, t.strides, y.shape),
+    dtype: t.dtype,
+  })),
+  constants: bits,
+  shape: y.shape,
+  y: { storage: y.storage, offset: y.offset, strides: denseStrides(y.shape), dtype: y.dtype },
+  op: y.op,
+});
 
 const LETTERS = ["A", "B", "C", "D"];
 const kernels = new Map<string, Kernel>();
@@ -115,6 +160,7 @@ export function launchElementwise(
       : software
         ? Math.min(width, Math.ceil(256 / rows))
         : width;
+  const bits = constants(values, operands[0].dtype);
   engine.launch(
     k,
     buffers,
@@ -122,7 +168,7 @@ export function launchElementwise(
       n,
       run,
       shape,
-      k: constants(values, operands[0].dtype),
+      k: bits,
       offset: [0, 1, 2, 3].map((i) => offsets[i] ?? 0),
       stride_a: strides[0],
       stride_b: strides[1] ?? none,
@@ -130,5 +176,6 @@ export function launchElementwise(
       stride_d: strides[3] ?? none,
     },
     entry === "flat" ? Math.ceil(vectors / run) : Math.ceil((rows * run) / WG),
+    engine.queue.trace && formulaOf(y, expression, names, operands, bits),
   );
 }

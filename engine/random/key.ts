@@ -22,10 +22,22 @@ function whole(subject: string, n: number): void {
  * Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
  */
 export class Key {
-  private constructor(
-    /** Two unsigned 32-bit words: Philox's key. */
-    readonly words: Words2,
-  ) {}
+  private constructor(private readonly own: Words2 | (() => Words2)) {}
+
+  /** Two unsigned 32-bit words: Philox's key. */
+  get words(): Words2 {
+    return typeof this.own === "function" ? this.own() : this.own;
+  }
+
+  /** True for the keys of a traced function: their words change from call to call. */
+  get isTraced(): boolean {
+    return typeof this.own === "function";
+  }
+
+  /** A key whose words, and those of all keys derived from it, are asked for anew each time they are used. */
+  static traced(now: () => Key): Key {
+    return new Key(() => now().words);
+  }
 
   /** The key of a seed, a whole number below 2^53. */
   static from(seed: number): Key {
@@ -45,16 +57,20 @@ export class Key {
     return new Key([a, b]);
   }
 
+  private child(counter: readonly [number, number, number, number]): Key {
+    return this.isTraced ? Key.traced(() => Key.derive(counter, this.words)) : Key.derive(counter, this.words);
+  }
+
   /** `n` new keys. */
   split(n = 2): Key[] {
     whole("Key.split", n);
-    return Array.from({ length: n }, (_, i) => Key.derive([...halves(i), 0, SPLIT], this.words));
+    return Array.from({ length: n }, (_, i) => this.child([...halves(i), 0, SPLIT]));
   }
 
   /** The key of number `i` of this one: a step, a layer, a sample. `i` is a whole number below 2^53. */
   fold(i: number): Key {
     whole("Key.fold", i);
-    return Key.derive([...halves(i), 0, FOLD], this.words);
+    return this.child([...halves(i), 0, FOLD]);
   }
 
   /** 16 hexadecimal digits, for checkpoints. */
