@@ -93,42 +93,34 @@ interface Tiled {
 const chosen = new Map<string, Tiled>();
 
 /** The kernel of a variant for operands of these layouts and types; few distinct ones, since each is compiled. */
-function kernelFor(variant: Variant, a: Layout, b: Layout, k: number, t: DType, ty: DType, whole: boolean): Tiled {
-  let ways: [string, string, string?];
+function kernelFor(variant: Variant, a: Layout, b: Layout, k: number, t: DType, ty: DType): Tiled {
+  let ways: [string, string];
   if (variant === "lanes") {
     const wayB = contiguous(b, 4) === "row" ? "row" : contiguous(b, 2) === "column" ? "column" : "none";
-    ways = [wayB === "column" && contiguous(a, 2) === "row" ? "row" : "none", wayB, whole ? "row" : "none"];
+    ways = [wayB === "column" && contiguous(a, 2) === "row" ? "row" : "none", wayB];
   } else if (variant === "registers") ways = [contiguous(a, 4), contiguous(b, 4)];
   else ways = [contiguous(a, 1), contiguous(b, 1)];
-  const tail = variant === "lanes" ? k % 2 !== 0 : variant === "registers" && k % 4 !== 0;
-  const key = `${variant} ${ways} ${tail} ${t} ${ty}`;
+  const key = `${variant} ${ways} ${variant === "registers" && k % 4 !== 0} ${t} ${ty}`;
   let found = chosen.get(key);
   if (!found) {
-    found = specialized(variant, ways, tail, { T: t, TY: ty });
+    found = specialized(variant, ways, k % 4 !== 0, { T: t, TY: ty });
     chosen.set(key, found);
   }
   return found;
 }
 
-function specialized(
-  variant: Variant,
-  [wayA, wayB, wayY]: [string, string, string?],
-  tail: boolean,
-  types: Settings,
-): Tiled {
+function specialized(variant: Variant, [wayA, wayB]: [string, string], tail: boolean, types: Settings): Tiled {
   const settings = { ...types };
   const each = (text: (c: string) => string) => ["x", "y", "z", "w"].map(text).join(", ");
   if (variant === "lanes") {
     // Its columns cost more to load where k is contiguous: more rows share them.
     const down = wayB === "column" ? 24 : 16;
-    Object.assign(settings, { LANES, ROWS: down, ODD: `${tail}` });
+    Object.assign(settings, { LANES, ROWS: down });
     if (wayA === "row") settings.a_pair = "return vec2<f32>(a2[at / 2u]);";
     if (wayB === "column")
       settings.b_block = `return transpose(mat4x2<f32>(${each((c) => `vec2<f32>(b2[at.${c} / 2u])`)}));`;
     else if (wayB === "none")
       settings.b_block = `return mat2x4<f32>(${each((c) => `f32(b[at.${c}])`)}, ${each((c) => `f32(b[at.${c} + step])`)});`;
-    if (wayY === "none")
-      settings.put = `y[at] = TY(v.x); ${[..."yzw"].map((c, i) => `if (last > ${i}u) { y[at + ${i + 1}u] = TY(v.${c}); }`).join(" ")}`;
     return { kernel: kernel("matmul_lanes", lanesSource, "lanes", settings), down, across: 4 * LANES };
   }
   if (variant === "registers") {
@@ -206,12 +198,9 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
     batch: batchB,
   };
   const shares = split > 1 ? engine.empty([count, split, m, n], "f32", "matmul") : undefined;
-  const matrixY = batch.length ? (m === a.shape.at(-2) ? step : m * rowY) : 0;
-  // Rows of y that are made of whole vectors.
-  const whole = [n, ...(shares ? [] : [y.offset, m > 1 ? rowY : 0, matrixY])].every((at) => at % 4 === 0);
-  const { kernel: main, down, across } = kernelFor(variant, la, lb, k, a.dtype, shares ? "f32" : y.dtype, whole);
+  const { kernel: main, down, across } = kernelFor(variant, la, lb, k, a.dtype, shares ? "f32" : y.dtype);
   const tiles = Math.ceil(m / down) * Math.ceil(n / across);
-  const to = [y.offset, rowY, matrixY, 0];
+  const whole = [y.offset, rowY, batch.length ? (m === a.shape.at(-2) ? step : m * rowY) : 0, 0];
   const params: Params = {
     m,
     n,
@@ -230,7 +219,7 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
     b: [lb.offset, lb.row, lb.column, 0],
     a_batch: four(batchA, 0),
     b_batch: four(batchB, 0),
-    to,
+    to: whole,
   };
   const spread = bias ?? strided(a);
   const tensors: Record<string, Tensor | Strided> = {};
