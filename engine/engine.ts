@@ -25,6 +25,8 @@ import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
 import { Tape } from "./tape.js";
 import { type Strided, Tensor } from "./tensor.js";
+import { loadTuning } from "./tune/cache.js";
+import { Tuning } from "./tune/tuning.js";
 
 /** Options of `createEngine`. */
 export interface EngineOptions {
@@ -59,6 +61,8 @@ export class Engine {
   trace: Trace | undefined;
   /** Memory that compiled functions share. */
   readonly slots: Slots;
+  /** Which of their variants kernels take on this adapter, where that was timed. */
+  tuning = new Tuning();
   /** Checks each op's results when anomaly mode is on (inspect sets it). */
   anomalyHook: ((tensors: readonly (Tensor | undefined)[], op: string) => void) | undefined;
   /** Told when tensors are made and freed; debug output reports those that are collected without having been freed. */
@@ -545,6 +549,7 @@ export async function createEngine(options: EngineOptions = {}): Promise<Engine>
       release,
     },
   );
+  engine.tuning = await loadTuning(info);
   const level = debugLevel(platform.env("DEBUG"));
   if (level) debug(engine, level);
   return engine;

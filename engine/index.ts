@@ -16,3 +16,4 @@ export { launchElementwise } from "./ops/walk.js";
 export { Key } from "./random/key.js";
 export type { Shape } from "./shape.js";
 export { Tensor } from "./tensor.js";
+export * from "./tune/index.js";

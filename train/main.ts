@@ -23,6 +23,10 @@ const commands: Record<string, { summary: string; load: () => Promise<{ run(args
     summary: "what a safetensors file holds: tensors, metadata, growth, gates, adapters",
     load: () => import("./commands/inspect.js"),
   },
+  tune: {
+    summary: "time kernels' variants on this adapter and keep the fastest",
+    load: () => import("./commands/tune.js"),
+  },
   doctor: {
     summary: "which adapters are here, what they can do, and what to install for more",
     load: () => import("./commands/doctor.js"),

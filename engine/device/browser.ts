@@ -95,4 +95,10 @@ export const platform: Platform = {
       () => undefined,
       () => undefined,
     ),
+  cacheRemove: async (key) => {
+    if ((await platform.cacheRead(key)) === undefined) return false;
+    await inCache("readwrite", (store) => store.delete(key));
+    return true;
+  },
+  cachePlace: (key) => `IndexedDB "${CACHE}", key "${key}"`,
 };

@@ -288,7 +288,11 @@ export const platform: Platform = {
   faster,
   wait,
   env: (name) => process.env[name],
-  cacheRead: (key) => readFile(cacheFile(key), "utf8").catch(() => undefined),
+  cacheRead: (key) =>
+    readFile(cacheFile(key), "utf8").catch((error: NodeJS.ErrnoException) => {
+      if (error.code === "ENOENT" || error.code === "ENOTDIR") return undefined;
+      throw error;
+    }),
   async cacheWrite(key, value) {
     const file = cacheFile(key);
     const aside = `${file}.${randomUUID()}`;
@@ -300,4 +304,13 @@ export const platform: Platform = {
       await rm(aside, { force: true }).catch(() => undefined);
     }
   },
+  cacheRemove: (key) =>
+    rm(cacheFile(key)).then(
+      () => true,
+      (error: NodeJS.ErrnoException) => {
+        if (error.code === "ENOENT" || error.code === "ENOTDIR") return false;
+        throw error;
+      },
+    ),
+  cachePlace: cacheFile,
 };

@@ -43,8 +43,15 @@ export interface Platform {
   wait<T>(promise: Promise<T>): Promise<T>;
   /** A setting by name: an environment variable, or a page's query parameter. */
   env(name: string): string | undefined;
-  /** Small values kept between runs, such as tuning results; undefined when nothing is kept under the key. */
+  /**
+   * Small values kept between runs, such as tuning results; undefined when nothing is kept under the key, or nothing can
+   * be kept. Rejects when something is there that cannot be read.
+   */
   cacheRead(key: string): Promise<string | undefined>;
   /** Keeps a value; a cache that cannot be written is no error. */
   cacheWrite(key: string, value: string): Promise<void>;
+  /** Forgets a value; false when there was none. */
+  cacheRemove(key: string): Promise<boolean>;
+  /** Where a value is kept, for people. */
+  cachePlace(key: string): string;
 }

@@ -6,6 +6,7 @@ import { EspalierError, nearest, ShapeError } from "../errors.js";
 import { type Kernel, kernel, type Params, type Settings } from "../kernel.js";
 import { collapse, expandStrides, show, sizeOf } from "../shape.js";
 import { type Strided, strided, type Tensor } from "../tensor.js";
+import { bucket, revisionOf } from "../tune/choice.js";
 
 /** What may follow a matrix product within its launch. */
 export type Activation = "none" | "geluTanh" | "silu";
@@ -47,8 +48,71 @@ function hasLanes(engine: Engine): boolean {
   return engine.has("subgroups") && low === LANES && high === LANES;
 }
 
+/** Names a plan for the tuner: "lanes/2" is `lanes` with k in two shares. */
+export const wayOf = ({ variant, split }: Plan): string => `${variant}/${split}`;
+
+/** The plan of that name; undefined when it cannot be taken for this shape on this adapter. */
+export function planOf(engine: Engine, way: string, m: number, k: number): Plan | undefined {
+  const [variant, shares] = way.split("/") as [Variant, string];
+  const split = Number(shares);
+  if (!Number.isInteger(split) || split < 1 || split > Math.max(1, k / 16)) return undefined;
+  switch (variant) {
+    case "naive":
+      return split === 1 ? { variant, split } : undefined;
+    case "skinny":
+      return m <= 8 ? { variant, split } : undefined;
+    case "lanes":
+      return hasLanes(engine) ? { variant, split } : undefined;
+    case "registers":
+    case "tiled":
+    case "tiled32":
+      return { variant, split };
+    default:
+      return undefined;
+  }
+}
+
+/** What the tuner knows these kernels by. */
+export const matmulId = `matmul@${revisionOf(source, lanesSource)}`;
+
+/** Operands' contiguous axes as BLAS has them: N along rows, T along columns, X neither. */
+type Orientation = "N" | "T" | "X";
+
+/** The shape class of a product; sizes of one class differ by less than a factor of 2. */
+export function matmulClass(
+  orientations: readonly [Orientation, Orientation],
+  count: number,
+  m: number,
+  n: number,
+  k: number,
+  dtype: DType,
+): string {
+  // Up to 8 rows have a kernel of their own.
+  const rows = m <= 8 ? 2 ** Math.ceil(Math.log2(m)) : Math.max(16, bucket(m));
+  return `${orientations.join("")} b${bucket(count)} m${rows} n${bucket(n)} k${bucket(k)} ${dtype}`;
+}
+
+/** What each class of adapters takes where nothing was timed: a tile's rows and columns, and when k is shared out. */
+interface Usual {
+  variant: Variant;
+  tile: readonly [number, number];
+  /** Workgroups that occupy the adapter. */
+  wanted: number;
+  /** The shortest share of k. */
+  shortest: number;
+}
+const usual = {
+  /** Software adapters with subgroups of 8 lanes, such as lavapipe. */
+  lanes: { variant: "lanes", tile: [16, 32], wanted: 8, shortest: 256 },
+  /** Other software adapters, such as SwiftShader. */
+  software: { variant: "registers", tile: [8, 32], wanted: 8, shortest: 256 },
+  integrated: { variant: "tiled32", tile: [32, 32], wanted: 48, shortest: 128 },
+  discrete: { variant: "tiled32", tile: [32, 32], wanted: 192, shortest: 128 },
+} as const satisfies Record<string, Usual>;
+
 /**
- * Chooses the kernel for `batch` products [m, k] · [k, n] by the adapter's class and the shape.
+ * The usual kernel for `batch` products [m, k] · [k, n] by the adapter's class and the shape: what is taken where the tuner
+ * has timed nothing.
  *
  * k is shared out where y has too few tiles to occupy the adapter: the shares cost one more pass over y.
  */
@@ -57,16 +121,15 @@ export function planMatmul(engine: Engine, batch: number, m: number, n: number, 
   const shares = (workgroups: number, wanted: number, shortest: number) =>
     Math.max(1, Math.min(32, Math.ceil(wanted / workgroups), Math.floor(k / shortest)));
   if (engine.kind === "software") {
-    const variant = hasLanes(engine) ? "lanes" : "registers";
-    const tile = [variant === "lanes" ? 16 : 8, 32] as const;
+    const { variant, tile, wanted, shortest } = hasLanes(engine) ? usual.lanes : usual.software;
     // A tile takes the time that `naive` needs for a twelfth of its elements.
     if (batch > 1 && batch * m * n * 12 < tiles(tile) * tile[0] * tile[1]) return { variant: "naive", split: 1 };
-    return { variant, split: shares(tiles(tile), 8, 256) };
+    return { variant, split: shares(tiles(tile), wanted, shortest) };
   }
-  const wanted = engine.kind === "integrated" ? 48 : 192;
+  const { variant, tile, wanted, shortest } = engine.kind === "integrated" ? usual.integrated : usual.discrete;
   if (m <= 8) return { variant: "skinny", split: shares(tiles([8, 16]), wanted, 256) };
   if (tiles([64, 64]) >= wanted) return { variant: "tiled", split: 1 };
-  return { variant: "tiled32", split: shares(tiles([32, 32]), wanted, 128) };
+  return { variant, split: shares(tiles(tile), wanted, shortest) };
 }
 
 /** A tensor's matrices as kernels see them. */
@@ -83,6 +146,9 @@ function contiguous({ offset, row, column, batch }: Layout, unit: number): "row"
   if (column === 1 && divides(row)) return "row";
   return row === 1 && divides(column) ? "column" : "none";
 }
+
+const orientation = (layout: Layout): Orientation =>
+  (({ row: "N", column: "T", none: "X" }) as const)[contiguous(layout, 1)];
 
 /** A kernel with the rows and columns of y that one of its workgroups owns. */
 interface Tiled {
@@ -187,9 +253,6 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
       `matmul: ${show(lead)} has more than 4 batch axes that cannot be merged; reshape it to fewer.`,
     );
   const count = sizeOf(batch);
-  const { variant, split } = options.plan ?? planMatmul(engine, count, m, n, k);
-  if (variant === "skinny" && m > 8)
-    throw new EspalierError(`matmul: the skinny kernel keeps at most 8 rows: got ${m}; leave the plan out.`);
   const la: Layout = { offset: a.offset, row: rowA, column: k > 1 ? a.strides.at(-1)! : 1, batch: batchA };
   const lb: Layout = {
     offset: b.offset,
@@ -197,6 +260,15 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
     column: n > 1 ? b.strides.at(-1)! : 1,
     batch: batchB,
   };
+  let plan = options.plan;
+  if (!plan && !engine.tuning.idle) {
+    const key = matmulClass([orientation(la), orientation(lb)], count, m, n, k, a.dtype);
+    const way = engine.tuning.winner(matmulId, key);
+    plan = way === undefined ? undefined : planOf(engine, way, m, k);
+  }
+  const { variant, split } = plan ?? planMatmul(engine, count, m, n, k);
+  if (variant === "skinny" && m > 8)
+    throw new EspalierError(`matmul: the skinny kernel keeps at most 8 rows: got ${m}; leave the plan out.`);
   const shares = split > 1 ? engine.empty([count, split, m, n], "f32", "matmul") : undefined;
   const { kernel: main, down, across } = kernelFor(variant, la, lb, k, a.dtype, shares ? "f32" : y.dtype);
   const tiles = Math.ceil(m / down) * Math.ceil(n / across);

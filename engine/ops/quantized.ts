@@ -6,6 +6,7 @@ import { kernel, type Params, type Settings } from "../kernel.js";
 import { needFloat, op, sameDType } from "../op.js";
 import { type Shape, show, sizeOf } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
+import { bucket, revisionOf } from "../tune/choice.js";
 import { geluTanh, silu } from "./elementwise.js";
 import { type Activation, activationNames, checkActivation, launchMatmul } from "./gemm.js";
 import { sum } from "./reduce.js";
@@ -58,13 +59,30 @@ interface Attrs {
 
 const rowsOf = (t: Tensor): Tensor => (t.rank === 2 ? t : reshape(t, [sizeOf(t.shape.slice(0, -1)), t.shape.at(-1)!]));
 
+/** What the tuner knows these kernels by. */
+export const quantizedId = `linearQuantized@${revisionOf(source)}`;
+
+/** The shape class of a product; sizes of one class differ by less than a factor of 2. */
+export const quantizedClass = (m: number, n: number, k: number, { bits }: QuantizedForm, dtype: DType): string =>
+  `${bits} bits m${bucket(m)} n${bucket(n)} k${bucket(k)} ${dtype}`;
+
+const plans: readonly string[] = ["naive", "columns", "shared", "bands"] satisfies QuantizedPlan[];
+export const isQuantizedPlan = (way: string): way is QuantizedPlan => plans.includes(way);
+
 /**
- * For few rows codes are unpacked where they are used, else once for all rows. On lavapipe unpacking costs as much as a
- * product of some ten rows, but invocations that share loads are slow, and code for many rows takes seconds to compile.
+ * What is taken where the tuner has timed nothing. For few rows codes are unpacked where they are used, else once for all
+ * rows. On lavapipe unpacking costs as much as a product of some ten rows, but invocations that share loads are slow, and
+ * code for many rows takes seconds to compile.
  */
-function planOf(engine: Engine, rows: number): QuantizedPlan {
+export function planQuantized(engine: Engine, rows: number): QuantizedPlan {
   if (engine.kind === "software") return rows <= 4 ? "columns" : "bands";
   return rows <= 16 ? "shared" : "bands";
+}
+
+/** What the tuner found, where it was asked to. */
+function tunedPlan(engine: Engine, key: () => string): QuantizedPlan | undefined {
+  const way = engine.tuning.idle ? undefined : engine.tuning.winner(quantizedId, key());
+  return way !== undefined && isQuantizedPlan(way) ? way : undefined;
 }
 
 function paramsOf(m: number, n: number, k: number, codes: Tensor, scale: Tensor, form: QuantizedForm): Params {
@@ -111,7 +129,8 @@ function forward(y: Tensor, x: Tensor, codes: Tensor, scale: Tensor, bias: Tenso
   const { form, activation } = attrs;
   const [m, k] = x.shape;
   const n = codes.shape[0];
-  const plan = attrs.plan ?? planOf(engine, m);
+  const plan =
+    attrs.plan ?? tunedPlan(engine, () => quantizedClass(m, n, k, form, x.dtype)) ?? planQuantized(engine, m);
   if (plan === "bands") {
     const rows = Math.max(STEP, Math.floor(BAND / (blocks(k) * bytesOf(x.dtype)) / STEP) * STEP);
     for (let row = 0; row < n; row += rows) {

@@ -1,0 +1,4 @@
+export { clearTuning, keepTuning, loadTuning } from "./cache.js";
+export type { Family, Prepared, Problem } from "./choice.js";
+export { type TuneOptions, type TuneResult, tune } from "./tune.js";
+export { Tuning, type Winner } from "./tuning.js";
