@@ -6,7 +6,7 @@ import { matmulFamily } from "./matmul.js";
 import { quantizedFamily } from "./quantized.js";
 
 /** Kernels that have a choice. */
-export const families: readonly Family[] = [matmulFamily, quantizedFamily];
+export const kernelFamilies: readonly Family[] = [matmulFamily, quantizedFamily];
 
 /** What was measured for one shape class. */
 export interface TuneResult {
@@ -39,6 +39,8 @@ export interface TuneOptions {
   milliseconds?: number;
   /** Shape classes by family id, as `engine.tuning.asked` collects them. Default: those that are typical. */
   classes?: ReadonlyMap<string, Iterable<string>>;
+  /** Default: all of the engine's. */
+  families?: readonly Family[];
   /** Told of each shape class before it is timed. */
   progress?: (done: number, all: number, shown: string) => void;
 }
@@ -134,8 +136,8 @@ async function race(
  * @throws ConfigError when `only` fits no shape class
  */
 export async function tune(engine: Engine, options: TuneOptions = {}): Promise<TuneResult[]> {
-  checkOptions("tune", options, ["only", "rounds", "milliseconds", "classes", "progress"]);
-  const { only = "", rounds = 5, milliseconds = 8, classes, progress } = options;
+  checkOptions("tune", options, ["only", "rounds", "milliseconds", "classes", "families", "progress"]);
+  const { only = "", rounds = 5, milliseconds = 8, classes, families = kernelFamilies, progress } = options;
   if (!Number.isInteger(rounds) || rounds < 1)
     throw new ConfigError(`tune: rounds must be a whole number from 1: got ${rounds}.`);
   const word = only.toLowerCase();
@@ -150,7 +152,7 @@ export async function tune(engine: Engine, options: TuneOptions = {}): Promise<T
     throw new ConfigError(
       `tune: no shape class holds "${only}"; kernels with a choice are ${families.map((f) => f.name).join(", ")}.`,
     );
-  engine.tuning.keepOnly(families.map((f) => f.id));
+  engine.tuning.keepOnly([...kernelFamilies, ...families].map((f) => f.id));
   const results: TuneResult[] = [];
   for (const [i, { family, key, problem }] of list.entries()) {
     progress?.(i, list.length, `${family.name} ${problem.shown}`);

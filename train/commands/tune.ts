@@ -1,5 +1,4 @@
-import { clearTuning, createEngine, keepTuning, type TuneResult, tune } from "../../engine/index.js";
-import { digits, table } from "../../engine/inspect/table.js";
+import { clearTuning, createEngine, keepTuning, tune, tuneReport } from "../../engine/index.js";
 import { parseArguments } from "../arguments.js";
 import { adapterLine } from "./adapter.js";
 
@@ -16,33 +15,6 @@ the adapter's class decides, so this is never needed. Numbers do not change beyo
   --clear         forgets what was kept for the adapter
 
 ESPALIER_TUNING=off leaves what was kept unused.`;
-
-/** "12%" for 1.12. */
-const percent = (ratio: number): string => `${Math.round(100 * (ratio - 1))}%`;
-
-export function report(results: readonly TuneResult[]): string {
-  const rows = results.map((r) => {
-    const second = r.times.find(({ way }) => way !== r.way);
-    return [
-      r.family,
-      r.shown,
-      r.way,
-      digits(r.times.find(({ way }) => way === r.way)?.ms),
-      digits(r.gflops),
-      second?.way ?? "-",
-      digits(second?.ms),
-      second ? percent(r.gain) : "-",
-      r.way === r.usual ? "" : `${r.usual}, by ${percent(r.gainOverUsual)}`,
-    ];
-  });
-  const head = ["kernel", "shapes", "taken", "ms", "GFLOP/s", "second best", "ms", "gain", "better than the usual"];
-  const wrong = results.flatMap((r) =>
-    r.wrong.map(
-      ({ way, error }) => `wrong numbers, never taken: ${r.family} ${r.shown} ${way} (off by ${digits(error)})`,
-    ),
-  );
-  return [table(head, rows), ...wrong].join("\n");
-}
 
 export async function run(args: string[]): Promise<number> {
   const { values, help } = parseArguments("tune", args, {
@@ -71,7 +43,7 @@ export async function run(args: string[]): Promise<number> {
       progress: (done, all, shown) => line(`${done + 1} of ${all}: ${shown}`),
     });
     line("");
-    console.log(report(results));
+    console.log(tuneReport(results));
     const changed = results.filter((r) => r.way !== r.usual).length;
     console.log(
       `${results.length} shape classes in ${((performance.now() - began) / 1000).toFixed(1)} s; ${changed} take another variant than the usual one. gain: over the second best; less than 3% over the usual one is left alone`,
