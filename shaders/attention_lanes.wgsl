@@ -2,11 +2,13 @@
 // attention.wgsl, the running maximum and sum those of https://arxiv.org/abs/2205.14135.
 //
 // A workgroup is one subgroup and owns LANES * R rows of the result (keys in backward_key), each lane R of them, LANES
-// apart. It walks the other axis in tiles of LANES rows. What of a tile all lanes need, each lane loads a part of, and
-// shuffles show it to all: a load costs such a processor as much as a dozen multiplications, a shuffle about one.
+// apart. It walks the other axis in tiles of LANES * G rows. What of a tile all lanes need, each lane loads a part of,
+// and shuffles show it to all: a load costs such a processor as much as a dozen multiplications, a shuffle about one.
+// A tile's weights stay in registers; the sums wait in workgroup memory, where each lane has its own, so that no barrier
+// is needed and the loop over columns stays short. Larger R or G take more registers than there are, and are slower.
 // Workgroups with z > 0 own further columns, and compute the weights again.
 // Columns are read as vec4: D, E, strides and offsets divide by 4.
-// Limits assumed: subgroups of exactly LANES lanes, 8 buffers.
+// Limits assumed: subgroups of exactly LANES lanes, 8 buffers, 2 * 16 * C4 * R * LANES bytes of workgroup memory.
 enable subgroups;
 
 alias T = f32; // param
@@ -16,9 +18,10 @@ const MASK = 0u; // param
 const ADDS = false; // param
 const LANES = 8u; // param
 const R = 2u; // param
-// A workgroup owns W * LANES columns of y and dv, X * LANES of dq and dk.
-const W = 2u; // param
-const X = 2u; // param
+const G = 2u; // param
+// A workgroup owns up to C4 * 4 columns.
+const C4 = 8u; // param
+const TILE = LANES * G;
 
 struct Params {
   rows: u32,           // N, queries of a head
@@ -80,110 +83,109 @@ fn weight(s: f32, normal: f32) -> f32 { return select(exp(s - normal), 0.0, s <=
 
 fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 { return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum)))); }
 
-// s[t] of each own row, for a t that is no constant: indexed so, the array would lie in memory.
-fn pick(s: array<f32, LANES * R>, t: u32) -> array<f32, R> {
-  var values = array<f32, R>();
-  for (var r = 0u; r < R; r++) {
-    values[r] = s[r];
-    for (var n = 1u; n < LANES; n++) { values[r] = select(values[r], s[n * R + r], t == n); }
+// Sums of the own rows: [column / 4, row, lane]. sums_k is backward's for dq and dk.
+var<workgroup> sums: array<vec4<f32>, C4 * R * LANES>;
+var<workgroup> sums_k: array<vec4<f32>, C4 * R * LANES>;
+
+alias Tile = array<f32, TILE * R>;   // [key, own row] or [row, own key]
+
+// Own rows `i` with keys j0 + 0 .. TILE - 1: products to scores, LOW where hidden.
+fn scores(products: Tile, i: array<u32, R>, j0: u32, m0: u32, lane: u32) -> Tile {
+  var s = products;
+  for (var n = 0u; n < TILE * R; n++) { s[n] *= p.scale; }
+  if (MASK == 1u) {
+    for (var g = 0u; g < G; g++) {
+      let m = mask[m0 + min(j0 + g * LANES + lane, p.keys - 1u) * p.mask[1].z];
+      for (var t = 0u; t < LANES; t++) {
+        let shown = subgroupShuffle(m, t);
+        for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = masked(s[(g * LANES + t) * R + r], shown); }
+      }
+    }
   }
-  return values;
+  for (var t = 0u; t < TILE; t++) {
+    let j = j0 + t;
+    for (var r = 0u; r < R; r++) {
+      if (MASK == 2u) { s[t * R + r] = masked(s[t * R + r], mask[m0 + i[r] * p.mask[1].y + min(j, p.keys - 1u) * p.mask[1].z]); }
+      s[t * R + r] = select(s[t * R + r], LOW, j >= p.keys || (p.causal != 0u && j > i[r]));
+    }
+  }
+  return s;
 }
 
 @compute @workgroup_size(LANES)
 fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
-  let from_w = wg.z * W * LANES;
+  let from_w = wg.z * C4;
+  let width = min(C4, p.width / 4u - from_w);
   let pos = position(task / p.blocks, p.lead.w);
   let i0 = (task % p.blocks) * LANES * R;
   let q0 = first(pos, p.q); let y0 = first(pos, p.y); let m0 = first(pos, p.mask);
-  let k0 = first(shared_head(pos), p.k); let v0 = first(shared_head(pos), p.v);
+  let k0 = first(shared_head(pos), p.k); let v0 = first(shared_head(pos), p.v) + from_w * 4u;
   // Rows beyond the last repeat it and are not written.
   var i = array<u32, R>();
   var qi = array<u32, R>();
-  var yi = array<u32, R>();
   var high = array<f32, R>();
   var total = array<f32, R>();
   for (var r = 0u; r < R; r++) {
     i[r] = min(i0 + r * LANES + lane, p.rows - 1u);
     qi[r] = (q0 + i[r] * p.q[1].y) / 4u;
-    yi[r] = (y0 + i[r] * p.y[1].y) / 4u;
     high[r] = LOW;
   }
-  var acc = array<f32, W * LANES * R>();   // [column, row]
   let end = select(p.keys, min(p.keys, i0 + LANES * R), p.causal != 0u);
-  for (var j0 = 0u; j0 < end; j0 += LANES) {
-    let kj = (k0 + min(j0 + lane, p.keys - 1u) * p.k[1].y) / 4u;
-    var s = array<f32, LANES * R>();       // [key, row]
+  for (var j0 = 0u; j0 < end; j0 += TILE) {
+    var kj = array<u32, G>();
+    var vj = array<u32, G>();
+    for (var g = 0u; g < G; g++) {
+      let j = min(j0 + g * LANES + lane, p.keys - 1u);
+      kj[g] = (k0 + j * p.k[1].y) / 4u;
+      vj[g] = (v0 + j * p.v[1].y) / 4u;
+    }
+    var s = Tile();
     for (var c = 0u; c < p.depth / 4u; c++) {
-      let shown = vec4<f32>(k4[kj + c]);
       var mine = array<vec4<f32>, R>();
       for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(q4[qi[r] + c]); }
-      for (var t = 0u; t < LANES; t++) {
-        let other = subgroupShuffle(shown, t);
-        for (var r = 0u; r < R; r++) { s[t * R + r] = dot_add(mine[r], other, s[t * R + r]); }
-      }
-    }
-    for (var n = 0u; n < LANES * R; n++) { s[n] *= p.scale; }
-    if (MASK == 1u) {
-      let m = mask[m0 + min(j0 + lane, p.keys - 1u) * p.mask[1].z];
-      for (var t = 0u; t < LANES; t++) {
-        let shown = subgroupShuffle(m, t);
-        for (var r = 0u; r < R; r++) { s[t * R + r] = masked(s[t * R + r], shown); }
-      }
-    }
-    if (MASK == 2u) {
-      for (var t = 0u; t < min(LANES, p.keys - j0); t++) {
-        for (var r = 0u; r < R; r++) {
-          let m = mask[m0 + i[r] * p.mask[1].y + (j0 + t) * p.mask[1].z];
-          for (var n = 0u; n < LANES; n++) { s[n * R + r] = select(s[n * R + r], masked(s[n * R + r], m), n == t); }
+      for (var g = 0u; g < G; g++) {
+        let shown = vec4<f32>(k4[kj[g] + c]);
+        for (var t = 0u; t < LANES; t++) {
+          let other = subgroupShuffle(shown, t);
+          for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = dot_add(mine[r], other, s[(g * LANES + t) * R + r]); }
         }
       }
     }
+    s = scores(s, i, j0, m0, lane);
+    var shrink = array<f32, R>();
     for (var r = 0u; r < R; r++) {
       var next = high[r];
-      for (var t = 0u; t < LANES; t++) {
-        let j = j0 + t;
-        s[t * R + r] = select(s[t * R + r], LOW, j >= p.keys || (p.causal != 0u && j > i[r]));
-        next = max(next, s[t * R + r]);
-      }
-      let shrink = exp(high[r] - next);
+      for (var t = 0u; t < TILE; t++) { next = max(next, s[t * R + r]); }
+      shrink[r] = exp(high[r] - next);
       high[r] = next;
-      total[r] *= shrink;
-      for (var t = 0u; t < LANES; t++) {
+      total[r] *= shrink[r];
+      for (var t = 0u; t < TILE; t++) {
         s[t * R + r] = weight(s[t * R + r], next);
         total[r] += s[t * R + r];
       }
-      for (var c = 0u; c < W * LANES; c++) { acc[c * R + r] *= shrink; }
     }
-    for (var t = 0u; t < min(LANES, end - j0); t++) {
-      let weights = pick(s, t);
-      let vj = v0 + (j0 + t) * p.v[1].y;
-      for (var w = 0u; w < W; w++) {
-        let at = vj + min(from_w + w * LANES + lane, p.width - 1u);
-        let shown = f32(v4[at / 4u][at % 4u]);
-        for (var l = 0u; l < LANES; l++) {
-          let other = subgroupShuffle(shown, l);
-          for (var r = 0u; r < R; r++) { acc[(w * LANES + l) * R + r] = fma(weights[r], other, acc[(w * LANES + l) * R + r]); }
+    for (var c = 0u; c < width; c++) {
+      var sum = array<vec4<f32>, R>();
+      for (var r = 0u; r < R; r++) { sum[r] = sums[(c * R + r) * LANES + lane] * shrink[r]; }
+      for (var g = 0u; g < G; g++) {
+        let shown = vec4<f32>(v4[vj[g] + c]);
+        for (var t = 0u; t < LANES; t++) {
+          let other = subgroupShuffle(shown, t);
+          for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(s[(g * LANES + t) * R + r]), other, sum[r]); }
         }
       }
+      for (var r = 0u; r < R; r++) { sums[(c * R + r) * LANES + lane] = sum[r]; }
     }
   }
-  // A row without any key gives 0.
-  var inverse = array<f32, R>();
   for (var r = 0u; r < R; r++) {
-    inverse[r] = select(1.0 / total[r], 0.0, total[r] == 0.0);
-    if (wg.z == 0u && i0 + r * LANES + lane < p.rows) {
-      stats[statistics(pos) + i[r]] = vec2<f32>(select(high[r] + log(total[r]), 0.0, total[r] == 0.0), 0.0);
-    }
-  }
-  // All columns leave through the first four: an index that varies would keep the sums out of registers.
-  for (var c = 0u; c < min(W * LANES, max(p.width, from_w) - from_w) / 4u; c++) {
-    for (var r = 0u; r < R; r++) {
-      if (i0 + r * LANES + lane < p.rows) { y4[yi[r] + from_w / 4u + c] = vec4<T>(vec4<f32>(acc[r], acc[R + r], acc[2u * R + r], acc[3u * R + r]) * inverse[r]); }
-    }
-    for (var n = 4u * R; n < W * LANES * R; n++) { acc[n - 4u * R] = acc[n]; }
+    if (i0 + r * LANES + lane >= p.rows) { continue; }
+    // A row without any key gives 0.
+    let inverse = select(1.0 / total[r], 0.0, total[r] == 0.0);
+    if (wg.z == 0u) { stats[statistics(pos) + i[r]] = vec2<f32>(select(high[r] + log(total[r]), 0.0, total[r] == 0.0), 0.0); }
+    let yi = (y0 + i[r] * p.y[1].y) / 4u + from_w;
+    for (var c = 0u; c < width; c++) { y4[yi + c] = vec4<T>(sums[(c * R + r) * LANES + lane] * inverse); }
   }
 }
 
@@ -191,7 +193,8 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
 fn backward_query(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
-  let from_x = wg.z * X * LANES;
+  let from_x = wg.z * C4;
+  let depth = min(C4, p.depth / 4u - from_x);
   let pos = position(task / p.blocks, p.lead.w);
   let i0 = (task % p.blocks) * LANES * R;
   let q0 = first(pos, p.q); let dy0 = first(pos, p.dy); let y0 = first(pos, p.y); let dq0 = first(pos, p.dq); let m0 = first(pos, p.mask);
@@ -199,89 +202,71 @@ fn backward_query(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
   var i = array<u32, R>();
   var qi = array<u32, R>();
   var dyi = array<u32, R>();
-  var dqi = array<u32, R>();
   var normal = array<f32, R>();
   var delta = array<f32, R>();
   for (var r = 0u; r < R; r++) {
     i[r] = min(i0 + r * LANES + lane, p.rows - 1u);
     qi[r] = (q0 + i[r] * p.q[1].y) / 4u;
     dyi[r] = (dy0 + i[r] * p.dy[1].y) / 4u;
-    dqi[r] = (dq0 + i[r] * p.dq[1].y) / 4u;
     let yi = (y0 + i[r] * p.y[1].y) / 4u;
     for (var c = 0u; c < p.width / 4u; c++) { delta[r] = dot_add(vec4<f32>(dy4[dyi[r] + c]), vec4<f32>(out4[yi + c]), delta[r]); }
     let row = statistics(pos) + i[r];
     normal[r] = stats[row].x;
     if (wg.z == 0u && i0 + r * LANES + lane < p.rows) { stats[row].y = delta[r]; }
   }
-  var acc = array<f32, X * LANES * R>();
   let end = select(p.keys, min(p.keys, i0 + LANES * R), p.causal != 0u);
-  for (var j0 = 0u; j0 < end; j0 += LANES) {
-    let key = min(j0 + lane, p.keys - 1u);
-    let kj = (k0 + key * p.k[1].y) / 4u;
-    let vj = (v0 + key * p.v[1].y) / 4u;
-    var s = array<f32, LANES * R>();
-    var ds = array<f32, LANES * R>();
+  for (var j0 = 0u; j0 < end; j0 += TILE) {
+    var kj = array<u32, G>();
+    var vj = array<u32, G>();
+    for (var g = 0u; g < G; g++) {
+      let j = min(j0 + g * LANES + lane, p.keys - 1u);
+      kj[g] = (k0 + j * p.k[1].y) / 4u;
+      vj[g] = (v0 + j * p.v[1].y) / 4u;
+    }
+    var s = Tile();
     for (var c = 0u; c < p.depth / 4u; c++) {
-      let shown = vec4<f32>(k4[kj + c]);
       var mine = array<vec4<f32>, R>();
       for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(q4[qi[r] + c]); }
-      for (var t = 0u; t < LANES; t++) {
-        let other = subgroupShuffle(shown, t);
-        for (var r = 0u; r < R; r++) { s[t * R + r] = dot_add(mine[r], other, s[t * R + r]); }
+      for (var g = 0u; g < G; g++) {
+        let shown = vec4<f32>(k4[kj[g] + c]);
+        for (var t = 0u; t < LANES; t++) {
+          let other = subgroupShuffle(shown, t);
+          for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = dot_add(mine[r], other, s[(g * LANES + t) * R + r]); }
+        }
       }
     }
+    s = scores(s, i, j0, m0, lane);
+    for (var n = 0u; n < TILE * R; n++) { s[n] = weight(s[n], normal[n % R]); }
+    var ds = Tile();
     for (var c = 0u; c < p.width / 4u; c++) {
-      let shown = vec4<f32>(v4[vj + c]);
       var mine = array<vec4<f32>, R>();
       for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(dy4[dyi[r] + c]); }
-      for (var t = 0u; t < LANES; t++) {
-        let other = subgroupShuffle(shown, t);
-        for (var r = 0u; r < R; r++) { ds[t * R + r] = dot_add(mine[r], other, ds[t * R + r]); }
-      }
-    }
-    for (var n = 0u; n < LANES * R; n++) { s[n] *= p.scale; }
-    if (MASK == 1u) {
-      let m = mask[m0 + min(j0 + lane, p.keys - 1u) * p.mask[1].z];
-      for (var t = 0u; t < LANES; t++) {
-        let shown = subgroupShuffle(m, t);
-        for (var r = 0u; r < R; r++) { s[t * R + r] = masked(s[t * R + r], shown); }
-      }
-    }
-    if (MASK == 2u) {
-      for (var t = 0u; t < min(LANES, p.keys - j0); t++) {
-        for (var r = 0u; r < R; r++) {
-          let m = mask[m0 + i[r] * p.mask[1].y + (j0 + t) * p.mask[1].z];
-          for (var n = 0u; n < LANES; n++) { s[n * R + r] = select(s[n * R + r], masked(s[n * R + r], m), n == t); }
+      for (var g = 0u; g < G; g++) {
+        let shown = vec4<f32>(v4[vj[g] + c]);
+        for (var t = 0u; t < LANES; t++) {
+          let other = subgroupShuffle(shown, t);
+          for (var r = 0u; r < R; r++) { ds[(g * LANES + t) * R + r] = dot_add(mine[r], other, ds[(g * LANES + t) * R + r]); }
         }
       }
     }
-    for (var t = 0u; t < LANES; t++) {
-      let j = j0 + t;
-      for (var r = 0u; r < R; r++) {
-        let n = t * R + r;
-        s[n] = select(s[n], LOW, j >= p.keys || (p.causal != 0u && j > i[r]));
-        ds[n] = weight(s[n], normal[r]) * (ds[n] - delta[r]);
-      }
-    }
-    for (var t = 0u; t < min(LANES, end - j0); t++) {
-      let weights = pick(ds, t);
-      let kt = k0 + (j0 + t) * p.k[1].y;
-      for (var w = 0u; w < X; w++) {
-        let at = kt + min(from_x + w * LANES + lane, p.depth - 1u);
-        let shown = f32(k4[at / 4u][at % 4u]);
-        for (var l = 0u; l < LANES; l++) {
-          let other = subgroupShuffle(shown, l);
-          for (var r = 0u; r < R; r++) { acc[(w * LANES + l) * R + r] = fma(weights[r], other, acc[(w * LANES + l) * R + r]); }
+    for (var n = 0u; n < TILE * R; n++) { ds[n] = s[n] * (ds[n] - delta[n % R]); }
+    for (var c = 0u; c < depth; c++) {
+      var sum = array<vec4<f32>, R>();
+      for (var r = 0u; r < R; r++) { sum[r] = sums_k[(c * R + r) * LANES + lane]; }
+      for (var g = 0u; g < G; g++) {
+        let shown = vec4<f32>(k4[kj[g] + from_x + c]);
+        for (var t = 0u; t < LANES; t++) {
+          let other = subgroupShuffle(shown, t);
+          for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(ds[(g * LANES + t) * R + r]), other, sum[r]); }
         }
       }
+      for (var r = 0u; r < R; r++) { sums_k[(c * R + r) * LANES + lane] = sum[r]; }
     }
   }
-  // All columns leave through the first four: an index that varies would keep the sums out of registers.
-  for (var c = 0u; c < min(X * LANES, max(p.depth, from_x) - from_x) / 4u; c++) {
-    for (var r = 0u; r < R; r++) {
-      if (i0 + r * LANES + lane < p.rows) { dq4[dqi[r] + from_x / 4u + c] = vec4<T>(vec4<f32>(acc[r], acc[R + r], acc[2u * R + r], acc[3u * R + r]) * p.scale); }
-    }
-    for (var n = 4u * R; n < X * LANES * R; n++) { acc[n - 4u * R] = acc[n]; }
+  for (var r = 0u; r < R; r++) {
+    if (i0 + r * LANES + lane >= p.rows) { continue; }
+    let dqi = (dq0 + i[r] * p.dq[1].y) / 4u + from_x;
+    for (var c = 0u; c < depth; c++) { dq4[dqi + c] = vec4<T>(sums_k[(c * R + r) * LANES + lane] * p.scale); }
   }
 }
 
@@ -289,115 +274,110 @@ fn backward_query(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
 fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
-  let from_x = wg.z * X * LANES;
-  let from_w = wg.z * W * LANES;
+  // Neither part of the columns may begin beyond the end: the wider of the two decided how many there are.
+  let from_x = min(wg.z * C4, p.depth / 4u); let depth = min(C4, p.depth / 4u - from_x);
+  let from_w = min(wg.z * C4, p.width / 4u); let width = min(C4, p.width / 4u - from_w);
   let shared_pos = position(task / p.blocks, p.lead.w / p.group);
   let j0 = (task % p.blocks) * LANES * R;
-  let k0 = first(shared_pos, p.k); let v0 = first(shared_pos, p.v); let dk0 = first(shared_pos, p.dk); let dv0 = first(shared_pos, p.dv);
+  let k0 = first(shared_pos, p.k); let v0 = first(shared_pos, p.v);
   var j = array<u32, R>();
   var kj = array<u32, R>();
   var vj = array<u32, R>();
-  var dkj = array<u32, R>();
-  var dvj = array<u32, R>();
   for (var r = 0u; r < R; r++) {
     j[r] = min(j0 + r * LANES + lane, p.keys - 1u);
     kj[r] = (k0 + j[r] * p.k[1].y) / 4u;
     vj[r] = (v0 + j[r] * p.v[1].y) / 4u;
-    dkj[r] = (dk0 + j[r] * p.dk[1].y) / 4u;
-    dvj[r] = (dv0 + j[r] * p.dv[1].y) / 4u;
   }
-  var acc_k = array<f32, X * LANES * R>();
-  var acc_v = array<f32, W * LANES * R>();
-  for (var g = 0u; g < p.group; g++) {
-    let pos = vec4<u32>(shared_pos.xyz, shared_pos.w * p.group + g);
+  for (var h = 0u; h < p.group; h++) {
+    let pos = vec4<u32>(shared_pos.xyz, shared_pos.w * p.group + h);
     let q0 = first(pos, p.q); let dy0 = first(pos, p.dy); let m0 = first(pos, p.mask);
     var m = array<M, R>();
     if (MASK == 1u) {
       for (var r = 0u; r < R; r++) { m[r] = mask[m0 + j[r] * p.mask[1].z]; }
     }
-    for (var i0 = select(0u, j0, p.causal != 0u); i0 < p.rows; i0 += LANES) {
-      let row = min(i0 + lane, p.rows - 1u);
-      let qi = (q0 + row * p.q[1].y) / 4u;
-      let dyi = (dy0 + row * p.dy[1].y) / 4u;
-      let mine = known[statistics(pos) + row];
-      var s = array<f32, LANES * R>();     // [row, key]
-      var ds = array<f32, LANES * R>();
+    for (var i0 = select(0u, j0, p.causal != 0u); i0 < p.rows; i0 += TILE) {
+      var qi = array<u32, G>();
+      var dyi = array<u32, G>();
+      for (var g = 0u; g < G; g++) {
+        let i = min(i0 + g * LANES + lane, p.rows - 1u);
+        qi[g] = (q0 + i * p.q[1].y) / 4u;
+        dyi[g] = (dy0 + i * p.dy[1].y) / 4u;
+      }
+      var s = Tile();
       for (var c = 0u; c < p.depth / 4u; c++) {
-        let shown = vec4<f32>(q4[qi + c]);
         var mine = array<vec4<f32>, R>();
         for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(k4[kj[r] + c]); }
-        for (var t = 0u; t < LANES; t++) {
-          let other = subgroupShuffle(shown, t);
-          for (var r = 0u; r < R; r++) { s[t * R + r] = dot_add(mine[r], other, s[t * R + r]); }
+        for (var g = 0u; g < G; g++) {
+          let shown = vec4<f32>(q4[qi[g] + c]);
+          for (var t = 0u; t < LANES; t++) {
+            let other = subgroupShuffle(shown, t);
+            for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = dot_add(mine[r], other, s[(g * LANES + t) * R + r]); }
+          }
         }
       }
+      for (var t = 0u; t < TILE; t++) {
+        let i = i0 + t;
+        for (var r = 0u; r < R; r++) {
+          var value = s[t * R + r] * p.scale;
+          if (MASK == 1u) { value = masked(value, m[r]); }
+          if (MASK == 2u) { value = masked(value, mask[m0 + min(i, p.rows - 1u) * p.mask[1].y + j[r] * p.mask[1].z]); }
+          s[t * R + r] = select(value, LOW, i >= p.rows || (p.causal != 0u && j[r] > i));
+        }
+      }
+      var delta = array<f32, TILE>();
+      for (var g = 0u; g < G; g++) {
+        let row = known[statistics(pos) + min(i0 + g * LANES + lane, p.rows - 1u)];
+        for (var t = 0u; t < LANES; t++) {
+          let normal = subgroupShuffle(row.x, t);
+          delta[g * LANES + t] = subgroupShuffle(row.y, t);
+          for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = weight(s[(g * LANES + t) * R + r], normal); }
+        }
+      }
+      for (var c = 0u; c < width; c++) {
+        var sum = array<vec4<f32>, R>();
+        for (var r = 0u; r < R; r++) { sum[r] = sums[(c * R + r) * LANES + lane]; }
+        for (var g = 0u; g < G; g++) {
+          let shown = vec4<f32>(dy4[dyi[g] + from_w + c]);
+          for (var t = 0u; t < LANES; t++) {
+            let other = subgroupShuffle(shown, t);
+            for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(s[(g * LANES + t) * R + r]), other, sum[r]); }
+          }
+        }
+        for (var r = 0u; r < R; r++) { sums[(c * R + r) * LANES + lane] = sum[r]; }
+      }
+      var ds = Tile();
       for (var c = 0u; c < p.width / 4u; c++) {
-        let shown = vec4<f32>(dy4[dyi + c]);
         var mine = array<vec4<f32>, R>();
         for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(v4[vj[r] + c]); }
-        for (var t = 0u; t < LANES; t++) {
-          let other = subgroupShuffle(shown, t);
-          for (var r = 0u; r < R; r++) { ds[t * R + r] = dot_add(mine[r], other, ds[t * R + r]); }
-        }
-      }
-      for (var n = 0u; n < LANES * R; n++) {
-        s[n] *= p.scale;
-        if (MASK == 1u) { s[n] = masked(s[n], m[n % R]); }
-      }
-      if (MASK == 2u) {
-        for (var t = 0u; t < min(LANES, p.rows - i0); t++) {
-          for (var r = 0u; r < R; r++) {
-            let bias = mask[m0 + (i0 + t) * p.mask[1].y + j[r] * p.mask[1].z];
-            for (var n = 0u; n < LANES; n++) { s[n * R + r] = select(s[n * R + r], masked(s[n * R + r], bias), n == t); }
+        for (var g = 0u; g < G; g++) {
+          let shown = vec4<f32>(dy4[dyi[g] + c]);
+          for (var t = 0u; t < LANES; t++) {
+            let other = subgroupShuffle(shown, t);
+            for (var r = 0u; r < R; r++) { ds[(g * LANES + t) * R + r] = dot_add(mine[r], other, ds[(g * LANES + t) * R + r]); }
           }
         }
       }
-      for (var t = 0u; t < LANES; t++) {
-        let i = i0 + t;
-        let normal = subgroupShuffle(mine.x, t);
-        let delta = subgroupShuffle(mine.y, t);
-        for (var r = 0u; r < R; r++) {
-          let n = t * R + r;
-          s[n] = weight(select(s[n], LOW, i >= p.rows || (p.causal != 0u && j[r] > i)), normal);
-          ds[n] = s[n] * (ds[n] - delta);
-        }
-      }
-      for (var t = 0u; t < min(LANES, p.rows - i0); t++) {
-        let weights_k = pick(ds, t);
-        let weights_v = pick(s, t);
-        let qt = q0 + (i0 + t) * p.q[1].y;
-        let dyt = dy0 + (i0 + t) * p.dy[1].y;
-        for (var w = 0u; w < X; w++) {
-          let at = qt + min(from_x + w * LANES + lane, p.depth - 1u);
-          let shown = f32(q4[at / 4u][at % 4u]);
-          for (var l = 0u; l < LANES; l++) {
-            let other = subgroupShuffle(shown, l);
-            for (var r = 0u; r < R; r++) { acc_k[(w * LANES + l) * R + r] = fma(weights_k[r], other, acc_k[(w * LANES + l) * R + r]); }
+      for (var n = 0u; n < TILE * R; n++) { ds[n] = s[n] * (ds[n] - delta[n / R]); }
+      for (var c = 0u; c < depth; c++) {
+        var sum = array<vec4<f32>, R>();
+        for (var r = 0u; r < R; r++) { sum[r] = sums_k[(c * R + r) * LANES + lane]; }
+        for (var g = 0u; g < G; g++) {
+          let shown = vec4<f32>(q4[qi[g] + from_x + c]);
+          for (var t = 0u; t < LANES; t++) {
+            let other = subgroupShuffle(shown, t);
+            for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(ds[(g * LANES + t) * R + r]), other, sum[r]); }
           }
         }
-        for (var w = 0u; w < W; w++) {
-          let at = dyt + min(from_w + w * LANES + lane, p.width - 1u);
-          let shown = f32(dy4[at / 4u][at % 4u]);
-          for (var l = 0u; l < LANES; l++) {
-            let other = subgroupShuffle(shown, l);
-            for (var r = 0u; r < R; r++) { acc_v[(w * LANES + l) * R + r] = fma(weights_v[r], other, acc_v[(w * LANES + l) * R + r]); }
-          }
-        }
+        for (var r = 0u; r < R; r++) { sums_k[(c * R + r) * LANES + lane] = sum[r]; }
       }
     }
   }
-  // All columns leave through the first four: an index that varies would keep the sums out of registers.
-  for (var c = 0u; c < min(X * LANES, max(p.depth, from_x) - from_x) / 4u; c++) {
-    for (var r = 0u; r < R; r++) {
-      if (j0 + r * LANES + lane < p.keys) { dkv4[dkj[r] + from_x / 4u + c] = vec4<T>(vec4<f32>(acc_k[r], acc_k[R + r], acc_k[2u * R + r], acc_k[3u * R + r]) * p.scale); }
-    }
-    for (var n = 4u * R; n < X * LANES * R; n++) { acc_k[n - 4u * R] = acc_k[n]; }
-  }
-  // All columns leave through the first four: an index that varies would keep the sums out of registers.
-  for (var c = 0u; c < min(W * LANES, max(p.width, from_w) - from_w) / 4u; c++) {
-    for (var r = 0u; r < R; r++) {
-      if (j0 + r * LANES + lane < p.keys) { dkv4[dvj[r] + from_w / 4u + c] = vec4<T>(vec4<f32>(acc_v[r], acc_v[R + r], acc_v[2u * R + r], acc_v[3u * R + r])); }
-    }
-    for (var n = 4u * R; n < W * LANES * R; n++) { acc_v[n - 4u * R] = acc_v[n]; }
+  let dk0 = first(shared_pos, p.dk) + from_x * 4u; let dv0 = first(shared_pos, p.dv) + from_w * 4u;
+  for (var r = 0u; r < R; r++) {
+    if (j0 + r * LANES + lane >= p.keys) { continue; }
+    let dkj = (dk0 + j[r] * p.dk[1].y) / 4u;
+    let dvj = (dv0 + j[r] * p.dv[1].y) / 4u;
+    for (var c = 0u; c < depth; c++) { dkv4[dkj + c] = vec4<T>(sums_k[(c * R + r) * LANES + lane] * p.scale); }
+    for (var c = 0u; c < width; c++) { dkv4[dvj + c] = vec4<T>(sums[(c * R + r) * LANES + lane]); }
   }
 }

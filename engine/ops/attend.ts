@@ -45,9 +45,8 @@ interface Plan {
   lanes: number;
 }
 
-/** Sums that an invocation of `lanes` holds at most, and columns that a workgroup owns: more compile for seconds. */
-const LANE_SUMS = 160;
-const LANE_COLUMNS = 128;
+/** Columns / 4 that a workgroup of `lanes` owns, of the narrow and of the wide kernels. */
+const LANE_COLUMNS = [8, 32] as const;
 /** Columns that `tiles` keeps in registers at most. */
 const TILE_COLUMNS = 128;
 const TILE_ROWS = 64;
@@ -201,14 +200,15 @@ function launch(p: Plan, entry: Entry, tensors: Record<string, Tensor | Strided>
       fold(engine, Math.ceil((count * items * blocks) / 64), 1),
     );
   } else if (variant === "lanes") {
-    const widths = { forward: { W: e }, backward_query: { X: d }, backward_key: { W: e, X: d } }[entry];
-    const z = Math.ceil(Math.max(...Object.values(widths)) / LANE_COLUMNS);
-    const columns = Object.fromEntries(Object.entries(widths).map(([name, c]) => [name, Math.ceil(c / (z * p.lanes))]));
-    const sums = p.lanes * Object.values(columns).reduce((a, b) => a + b, 0);
-    const rows = [4, 2].find((r) => r * sums <= LANE_SUMS && items > (r / 2) * p.lanes) ?? 1;
+    // Few sizes of each: every one is a kernel to compile.
+    const columns = { forward: e, backward_query: d, backward_key: Math.max(d, e) }[entry] / 4;
+    const most = columns <= LANE_COLUMNS[0] ? LANE_COLUMNS[0] : LANE_COLUMNS[1];
+    const z = Math.ceil(columns / most);
+    const along = (count: number) => (count > p.lanes ? 2 : 1);
+    const [rows, tiles] = [along(items), along(byKey ? n : l)];
     const blocks = Math.ceil(items / (rows * p.lanes));
     go(
-      kernel("attention", lanes, entry, { ...p.settings, ...columns, LANES: p.lanes, R: rows }),
+      kernel("attention", lanes, entry, { ...p.settings, LANES: p.lanes, R: rows, G: tiles, C4: most }),
       blocks,
       fold(engine, count * blocks, z),
     );
