@@ -37,6 +37,8 @@ export interface EngineOptions {
   budget?: number;
   /** Seed of `engine.key()`. Default 0. */
   seed?: number;
+  /** Reckon with memory only: nothing is allocated or computed, `memory()` tells what would be. Default false. */
+  dry?: boolean;
   /** Run compiled functions op by op. Default false. */
   eager?: boolean;
   /** Features that the program cannot do without, such as "shader-f16". */
@@ -78,11 +80,10 @@ export class Engine {
     /** Adapter name, kind and what would be faster. */
     readonly info: DeviceInfo,
     readonly seed: number,
-    budget: number,
-    eager: boolean,
+    { budget, eager, dry }: { budget: number; eager: boolean; dry: boolean },
     private readonly platform: { wait<T>(p: Promise<T>): Promise<T>; release(): void },
   ) {
-    this.memoryPool = new Memory(device, budget, device.limits.maxBufferSize);
+    this.memoryPool = new Memory(device, budget, device.limits.maxBufferSize, dry);
     this.queue = new Queue(device, this.memoryPool);
     this.slots = new Slots(this.memoryPool);
     this.eager = eager;
@@ -233,6 +234,8 @@ export class Engine {
 
   /** Bytes of a contiguous tensor on the host. */
   async read(t: Tensor): Promise<ArrayBuffer> {
+    if (this.memoryPool.dry)
+      throw new EspalierError(`read: this engine is dry: it computes nothing, so ${t.describe()} has no values.`);
     const { storage, offset } = this.bound(t, "read");
     const reading = this.queue.read(storage.buffer, offset, t.bytes, (p) => this.platform.wait(p));
     try {
@@ -532,23 +535,14 @@ function* tensorsIn(value: unknown): Generator<Tensor> {
  * @throws NoAdapterError with the fix for this platform; FeatureError when a wanted feature is missing
  */
 export async function createEngine(options: EngineOptions = {}): Promise<Engine> {
-  checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "eager", "features"]);
+  checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "dry", "eager", "features"]);
   const { device, info, release } = await requestDevice({
     adapter: options.adapter,
     power: options.power,
     features: options.features,
   });
-  const engine = new Engine(
-    device,
-    info,
-    options.seed ?? 0,
-    options.budget ?? Number.POSITIVE_INFINITY,
-    options.eager ?? false,
-    {
-      wait: (p) => platform.wait(p),
-      release,
-    },
-  );
+  const { seed = 0, budget = Number.POSITIVE_INFINITY, eager = false, dry = false } = options;
+  const engine = new Engine(device, info, seed, { budget, eager, dry }, { wait: (p) => platform.wait(p), release });
   engine.tuning = await loadTuning(info);
   const level = debugLevel(platform.env("DEBUG"));
   if (level) debug(engine, level);

@@ -24,21 +24,21 @@ export class Storage {
     readonly bytes: number,
     /** Who holds it, and what it was made for. */
     readonly owned: { owner: Owner; what: string },
+    /** True while it is only a name in a trace. */
+    public isVirtual = false,
   ) {}
   get buffer(): GPUBuffer {
-    if (!this.made)
-      throw new EspalierError(
-        `memory: "${this.owned.what}" has no memory: it was made by a function while it was traced; return it from that function to read it.`,
-      );
-    return this.made;
-  }
-  /** True while it is only a name in a trace. */
-  get isVirtual(): boolean {
-    return this.made === undefined;
+    if (this.made) return this.made;
+    const why = this.isVirtual
+      ? "it was made by a function while that was traced; return it from the function to read it"
+      : "this engine only reckons with memory (dry); make one without dry to compute";
+    throw new EspalierError(`memory: "${this.owned.what}" has no memory: ${why}.`);
   }
   /** Gives a virtual storage memory of its own. */
   realize(): void {
-    if (this.isVirtual) this.made = this.memory.makeReal(this);
+    if (!this.isVirtual) return;
+    this.isVirtual = false;
+    this.made = this.memory.makeReal(this);
   }
   retain(): this {
     this.refs++;
@@ -49,8 +49,15 @@ export class Storage {
   }
 }
 
-/** Live bytes by owner, bytes waiting in the pool, and the highest live total seen. */
-export type MemoryReport = { live: number; pooled: number; peak: number; byOwner: Partial<Record<Owner, number>> };
+/** Live bytes by owner, bytes waiting in the pool, and the highest totals seen. */
+export type MemoryReport = {
+  live: number;
+  pooled: number;
+  peak: number;
+  /** Most bytes held at once, live or waiting in the pool: what the GPU must have. */
+  held: number;
+  byOwner: Partial<Record<Owner, number>>;
+};
 
 export const megabytes = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 23 ? 2 : 0)} MiB`;
 
@@ -74,6 +81,7 @@ export class Memory {
   private live = 0;
   private pooled = 0;
   private peak = 0;
+  private held = 0;
   private nextId = 1;
   /** Number of createBuffer calls so far: a steady loop makes none. */
   created = 0;
@@ -85,6 +93,8 @@ export class Memory {
     private readonly device: GPUDevice,
     readonly budget: number,
     private readonly maxBufferSize: number,
+    /** Counts bytes without allocating any. */
+    readonly dry = false,
   ) {}
 
   /** A buffer of at least `bytes` bytes; its content is undefined. */
@@ -95,7 +105,7 @@ export class Memory {
         `memory: one buffer cannot be that large: ${what} needs ${megabytes(bytes)}, this adapter allows ${megabytes(this.maxBufferSize)}; use smaller batches, frames or layers.`,
       );
     if (this.trace) {
-      const named = new Storage(this, undefined, this.nextId++, size, { owner, what });
+      const named = new Storage(this, undefined, this.nextId++, size, { owner, what }, true);
       this.trace.taken(named);
       return named;
     }
@@ -110,10 +120,11 @@ export class Memory {
     return storage;
   }
 
-  private allocate(size: number, bytes: number, what: string): GPUBuffer {
+  private allocate(size: number, bytes: number, what: string): GPUBuffer | undefined {
     if (this.live + this.pooled + size > this.budget) this.trim();
     if (this.live + size > this.budget) throw this.exhausted(bytes, what, `the budget of ${megabytes(this.budget)}`);
     this.created++;
+    if (this.dry) return undefined;
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
     return this.device.createBuffer({ size, usage });
   }
@@ -121,11 +132,12 @@ export class Memory {
   private enter(storage: Storage): void {
     this.live += storage.bytes;
     this.peak = Math.max(this.peak, this.live);
+    this.held = Math.max(this.held, this.live + this.pooled);
     this.liveSet.add(storage);
   }
 
   /** A buffer for a storage that was virtual until now. */
-  makeReal(storage: Storage): GPUBuffer {
+  makeReal(storage: Storage): GPUBuffer | undefined {
     const buffer = this.allocate(storage.bytes, storage.bytes, storage.owned.what);
     this.enter(storage);
     return buffer;
@@ -149,7 +161,7 @@ export class Memory {
     for (const list of this.free.values())
       for (const s of list) {
         this.onDestroy(s.id);
-        s.buffer.destroy();
+        if (!this.dry) s.buffer.destroy();
       }
     this.free.clear();
     this.pooled = 0;
@@ -169,6 +181,7 @@ export class Memory {
 
   resetPeak(): void {
     this.peak = this.live;
+    this.held = this.live + this.pooled;
   }
 
   /** The largest buffers in use. */
@@ -179,6 +192,6 @@ export class Memory {
   report(): MemoryReport {
     const byOwner: Partial<Record<Owner, number>> = {};
     for (const s of this.liveSet) byOwner[s.owned.owner] = (byOwner[s.owned.owner] ?? 0) + s.bytes;
-    return { live: this.live, pooled: this.pooled, peak: this.peak, byOwner };
+    return { live: this.live, pooled: this.pooled, peak: this.peak, held: this.held, byOwner };
   }
 }

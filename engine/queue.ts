@@ -104,7 +104,7 @@ export class Queue {
 
   constructor(
     readonly device: GPUDevice,
-    memory: Memory,
+    private readonly memory: Memory,
   ) {
     this.limits = Object.fromEntries(LIMITS.map((name) => [name, device.limits[name]])) as Limits;
     this.features = new Set(device.features);
@@ -132,6 +132,7 @@ export class Queue {
       this.trace.launch(launch);
       return;
     }
+    if (this.memory.dry) return;
     const { kernel: k, bound, params, groups } = launch;
     const timestamps = this.observers.size ? this.observe(launch) : undefined;
     const align = this.limits.minUniformBufferOffsetAlignment;
@@ -199,6 +200,7 @@ export class Queue {
       this.trace.copy(from, to, bytes);
       return;
     }
+    if (this.memory.dry) return;
     this.encode((e) => e.copyBufferToBuffer(from.storage.buffer, from.offset, to.storage.buffer, to.offset, bytes));
     this.touched.add(from.storage.id).add(to.storage.id);
   }
@@ -209,6 +211,7 @@ export class Queue {
       this.trace.clear(to);
       return;
     }
+    if (this.memory.dry) return;
     this.encode((e) => e.clearBuffer(to.storage.buffer, to.offset, to.size));
     this.touched.add(to.storage.id);
   }
@@ -220,6 +223,7 @@ export class Queue {
       this.trace.upload({ storage, offset: at, size }, bytes);
       return;
     }
+    if (this.memory.dry) return;
     // writeBuffer runs before the open encoder's commands, so those that touch this buffer must go first.
     if (this.touched.has(storage.id)) this.submit();
     const whole = bytes.byteLength & ~3;

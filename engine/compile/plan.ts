@@ -77,8 +77,9 @@ export class Plan {
   readonly commands: readonly Command[];
   /** Commands before anything was fused or dropped. */
   readonly traced: number;
-  private readonly program: Program;
-  private readonly uniforms: GPUBuffer;
+  /** Missing where nothing can run: a dry engine. */
+  private readonly program: Program | undefined;
+  private readonly uniforms: GPUBuffer | undefined;
   private readonly bytesOfUniforms: Uint8Array<ArrayBuffer>;
   private readonly shadow: DataView;
   private readonly dynamic: Dynamic[] = [];
@@ -123,14 +124,15 @@ export class Plan {
       16,
       sizes.reduce((a, b) => a + b, 0),
     );
+    this.bytesOfUniforms = new Uint8Array(total);
+    this.shadow = new DataView(this.bytesOfUniforms.buffer);
+    if (engine.memoryPool.dry) return;
     this.uniforms = engine.device.createBuffer({
       label: "plan",
       size: total,
       usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
     });
-    this.bytesOfUniforms = new Uint8Array(total);
-    this.shadow = new DataView(this.bytesOfUniforms.buffer);
-    this.program = this.assemble(sizes);
+    this.program = this.assemble(sizes, this.uniforms);
     engine.device.queue.writeBuffer(this.uniforms, 0, this.bytesOfUniforms);
   }
 
@@ -206,7 +208,7 @@ export class Plan {
     return storage ? { ...b, storage } : b;
   }
 
-  private assemble(sizes: readonly number[]): Program {
+  private assemble(sizes: readonly number[], uniforms: GPUBuffer): Program {
     const { queue } = this.engine;
     const offsets: number[] = [];
     let used = 0;
@@ -223,7 +225,7 @@ export class Plan {
           used += sizes[i];
         }
         const { pipeline } = queue.pipelines.of(kernel);
-        return { pipeline, group: queue.pipelines.bind(kernel, bound, this.uniforms), groups, uniform, launch };
+        return { pipeline, group: queue.pipelines.bind(kernel, bound, uniforms), groups, uniform, launch };
       }
       if (c.kind === "copy") {
         const [from, to, { bytes }] = [this.at(c.from), this.at(c.to), c];
@@ -276,8 +278,8 @@ export class Plan {
       if (bytes && home) queue.copy(from, { ...to, storage: home }, bytes);
       if (t !== given) t.dispose();
     });
-    if (this.dynamic.length) this.refresh();
-    queue.replay(this.program);
+    if (this.dynamic.length && this.uniforms) this.refresh(this.uniforms);
+    if (this.program) queue.replay(this.program);
     const outputs = this.ends.outputs.map((o) => {
       const t = engine.empty(o.shape, o.dtype, "compile");
       const bytes = Math.ceil((sizeOf(o.shape) * bytesOf(o.dtype)) / 4) * 4;
@@ -290,13 +292,13 @@ export class Plan {
   }
 
   /** Draws by this call's keys. What was recorded with the last call's must go first. */
-  private refresh(): void {
+  private refresh(uniforms: GPUBuffer): void {
     const { queue } = this.engine;
     queue.submit();
     const [first, last] = [this.dynamic[0], this.dynamic[this.dynamic.length - 1]];
     for (const { kernel, params, at } of this.dynamic) pack(kernel, params, this.shadow, at);
     const end = last.at + last.kernel.uniformBytes;
-    this.engine.device.queue.writeBuffer(this.uniforms, first.at, this.bytesOfUniforms, first.at, end - first.at);
+    this.engine.device.queue.writeBuffer(uniforms, first.at, this.bytesOfUniforms, first.at, end - first.at);
   }
 
   /** Gives a leaf the gradient that the function left it. */
@@ -321,7 +323,7 @@ export class Plan {
     this.engine.queue.submit();
     this.giveBack();
     for (const s of this.own.splice(0)) s.release();
-    this.uniforms.destroy();
+    this.uniforms?.destroy();
   }
 }
 
