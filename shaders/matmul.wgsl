@@ -5,7 +5,7 @@
 // y is then f32 with one matrix per share, [batch, split, m, n], and `merge` adds the shares up.
 // Entry points:
 //   naive      any layout: an invocation owns one element of y. The plain text of the formula.
-//   registers  software adapters: an invocation owns 8 x 4 elements and walks k by 4 x 4 blocks; no barriers
+//   registers  software adapters: a workgroup owns 16 x 8·LANE elements, an invocation 16 x 8, LANE apart; no barriers
 //   tiled      GPUs: a workgroup owns TILE x TILE elements, an invocation 4 x 4 of them, SIDE apart
 //   skinny     GPUs, m <= 8: a workgroup owns COLUMNS columns; its invocations share k and meet in workgroup memory
 //   merge      an invocation owns one element of y
@@ -17,7 +17,7 @@ const WG = 64u; // param
 // The operand's k axis is the contiguous one, else the other axis is (or none).
 const A_BY_K = true; // param
 const B_BY_K = false; // param
-// k does not divide by the step of the kernel.
+// k is odd.
 const TAIL = false; // param
 
 struct Params {
@@ -42,8 +42,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<T>;
 @group(0) @binding(3) var<storage, read> bias: array<T>;
 @group(0) @binding(4) var<storage, read_write> y: array<TY>;
-@group(0) @binding(1) var<storage, read> a4: array<vec4<T>>;
-@group(0) @binding(2) var<storage, read> b4: array<vec4<T>>;
 @group(0) @binding(1) var<storage, read> shares: array<f32>;
 
 // WGSL's own tanh overflows to NaN on some drivers.
@@ -52,12 +50,15 @@ fn silu(v: f32) -> f32 {
   let e = exp(-abs(v));
   return v * select(e, 1.0, v >= 0.0) / (1.0 + e);
 }
-fn finish(sum: f32, row: u32, column: u32) -> f32 {
-  var v = sum;
-  if (p.has_bias != 0u) { v += f32(bias[select(column, row, p.has_bias == 2u)]); }
+fn act(v: f32) -> f32 {
   if (p.activation == 1u) { return gelu_tanh(v); }
   if (p.activation == 2u) { return silu(v); }
   return v;
+}
+fn finish(sum: f32, row: u32, column: u32) -> f32 {
+  var v = sum;
+  if (p.has_bias != 0u) { v += f32(bias[select(column, row, p.has_bias == 2u)]); }
+  return act(v);
 }
 fn y_at(matrix: u32, row: u32, column: u32) -> u32 { return p.to.x + matrix * p.to.z + row * p.to.y + column; }
 
@@ -90,72 +91,116 @@ fn naive(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
   y[y_at(matrix, row, column)] = TY(finish(sum, row, column));
 }
 
-// Four values from `at` on, `step` apart: one load where the step is 1 and all addresses divide by 4.
-fn a_at(at: u32, step: u32) -> vec4<f32> { return vec4<f32>(a4[at / 4u]); } // param
-fn b_at(at: u32, step: u32) -> vec4<f32> { return vec4<f32>(b4[at / 4u]); } // param
-
-// sum + x · w for one row x of a block of a.
-fn row_product(sum: vec4<f32>, x: vec4<f32>, w: mat4x4<f32>) -> vec4<f32> {
-  return fma(vec4<f32>(x.w), w[3], fma(vec4<f32>(x.z), w[2], fma(vec4<f32>(x.y), w[1], fma(vec4<f32>(x.x), w[0], sum))));
+// Two values of k of one row of a, the second 0 where k is odd and ends.
+fn a_pair(at: u32, odd: bool) -> vec2<f32> {
+  let second = f32(a[at + p.a.z]);
+  return vec2<f32>(f32(a[at]), select(second, 0.0, odd));
 }
-// The block with zeros in the columns that lie beyond the end of k.
-fn ended(w: mat4x4<f32>, inside: vec4<bool>) -> mat4x4<f32> {
-  let z = vec4<f32>();
-  return mat4x4<f32>(select(z, w[0], inside.x), select(z, w[1], inside.y), select(z, w[2], inside.z), select(z, w[3], inside.w));
+// One value of k for columns c .. c + 3 of a lane, LANE apart from each other.
+fn b_four(at: vec4<u32>) -> vec4<f32> { return vec4<f32>(f32(b[at.x]), f32(b[at.y]), f32(b[at.z]), f32(b[at.w])); }
+// sum + x · w for one row of y: x two values of k, w their eight columns.
+fn row_product(sum: mat2x4<f32>, x: vec2<f32>, w: mat4x4<f32>) -> mat2x4<f32> {
+  return mat2x4<f32>(
+    fma(vec4<f32>(x.y), w[2], fma(vec4<f32>(x.x), w[0], sum[0])), fma(vec4<f32>(x.y), w[3], fma(vec4<f32>(x.x), w[1], sum[1])));
+}
+fn finished(v: vec4<f32>, row: u32) -> vec4<f32> {
+  let shift = select(0.0, f32(bias[min(row, p.m - 1u)]), p.has_bias == 2u);
+  return vec4<f32>(act(v.x + shift), act(v.y + shift), act(v.z + shift), act(v.w + shift));
+}
+fn put(matrix: u32, row: u32, column: u32, v: mat2x4<f32>) {
+  // Rows beyond the edge are the last row once more: they write what is there already.
+  let at = p.to.x + matrix * p.to.z + min(row, p.m - 1u) * p.to.y + column;
+  if (column < p.n) { y[at] = TY(v[0].x); }
+  if (column + LANE < p.n) { y[at + LANE] = TY(v[0].y); }
+  if (column + 2u * LANE < p.n) { y[at + 2u * LANE] = TY(v[0].z); }
+  if (column + 3u * LANE < p.n) { y[at + 3u * LANE] = TY(v[0].w); }
+  if (column + 4u * LANE < p.n) { y[at + 4u * LANE] = TY(v[1].x); }
+  if (column + 5u * LANE < p.n) { y[at + 5u * LANE] = TY(v[1].y); }
+  if (column + 6u * LANE < p.n) { y[at + 6u * LANE] = TY(v[1].z); }
+  if (column + 7u * LANE < p.n) { y[at + 7u * LANE] = TY(v[1].w); }
 }
 
+// On SwiftShader a load costs as much as four multiplications whatever it loads, but less where all invocations of a
+// subgroup load one value or neighbouring ones; and each variable that a loop changes costs as much as a multiplication.
+// So a tile is large, columns of neighbouring invocations are neighbours, and k is walked by 2.
 // No index varies here: SwiftShader keeps what is indexed by a variable in memory, at a third of the speed.
-@compute @workgroup_size(8)
+const LANE = 4u; // param
+
+@compute @workgroup_size(LANE)
 fn registers(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
   let tile = wg.y * groups.x + wg.x;
+  if (tile >= p.tiles) { return; }
   let share = p.first + wg.z;
-  let m0 = tile / p.across * 8u;
-  let n0 = (tile % p.across * 8u + lid) * 4u;
-  if (tile >= p.tiles || n0 >= p.n) { return; }
+  let m0 = tile / p.across * 16u;
+  let n0 = tile % p.across * LANE * 8u + lid;
   let start = origin(share / p.split);
   let last = vec4<u32>(p.m - 1u);
-  let i = vec4<u32>(0u, 1u, 2u, 3u);
-  // Beyond an edge the last row or column is read again, and dropped when y is written.
-  let high = start.x + select(vec4<u32>(m0) + i * p.a.z, min(m0 + i, last) * p.a.y, A_BY_K);
-  let low = start.x + select(min(vec4<u32>(m0 + 4u), last) / 4u * 4u + i * p.a.z, min(m0 + 4u + i, last) * p.a.y, A_BY_K);
-  let side = start.y + select(vec4<u32>(n0) + i * p.b.y, min(n0 + i, vec4<u32>(p.n - 1u)) * p.b.z, B_BY_K);
+  let four = vec4<u32>(0u, 1u, 2u, 3u);
+  // Beyond an edge the last row or column is read again.
+  let rows0 = start.x + min(m0 + four, last) * p.a.y;
+  let rows1 = start.x + min(m0 + 4u + four, last) * p.a.y;
+  let rows2 = start.x + min(m0 + 8u + four, last) * p.a.y;
+  let rows3 = start.x + min(m0 + 12u + four, last) * p.a.y;
+  let columns0 = min(n0 + four * LANE, vec4<u32>(p.n - 1u));
+  let columns1 = min(n0 + (four + 4u) * LANE, vec4<u32>(p.n - 1u));
+  let left = start.y + columns0 * p.b.z;
+  let right = start.y + columns1 * p.b.z;
   let begin = share % p.split * p.chunk;
   let end = min(begin + p.chunk, p.k);
-  var c0: vec4<f32>; var c1: vec4<f32>; var c2: vec4<f32>; var c3: vec4<f32>;
-  var c4: vec4<f32>; var c5: vec4<f32>; var c6: vec4<f32>; var c7: vec4<f32>;
-  for (var k = begin; k < end; k += 4u) {
+  var bias0: mat2x4<f32>;
+  if (p.has_bias == 1u) {
+    bias0 = mat2x4<f32>(
+      f32(bias[columns0.x]), f32(bias[columns0.y]), f32(bias[columns0.z]), f32(bias[columns0.w]),
+      f32(bias[columns1.x]), f32(bias[columns1.y]), f32(bias[columns1.z]), f32(bias[columns1.w]));
+  }
+  var c0 = bias0; var c1 = bias0; var c2 = bias0; var c3 = bias0;
+  var c4 = bias0; var c5 = bias0; var c6 = bias0; var c7 = bias0;
+  var c8 = bias0; var c9 = bias0; var c10 = bias0; var c11 = bias0;
+  var c12 = bias0; var c13 = bias0; var c14 = bias0; var c15 = bias0;
+  for (var k = begin; k < end; k += 2u) {
+    // Beyond an odd end both factors are zero: one alone would not silence a NaN that lies there.
+    let odd = TAIL && k + 1u == end;
     let ka = k * p.a.z;
     let kb = k * p.b.y;
-    var top = mat4x4<f32>(a_at(high.x + ka, p.a.z), a_at(high.y + ka, p.a.z), a_at(high.z + ka, p.a.z), a_at(high.w + ka, p.a.z));
-    var bottom = mat4x4<f32>(a_at(low.x + ka, p.a.z), a_at(low.y + ka, p.a.z), a_at(low.z + ka, p.a.z), a_at(low.w + ka, p.a.z));
-    var w = mat4x4<f32>(b_at(side.x + kb, p.b.y), b_at(side.y + kb, p.b.y), b_at(side.z + kb, p.b.y), b_at(side.w + kb, p.b.y));
-    // Each column of `top` and `bottom` becomes one row of a, each column of w one row (one k) of b.
-    if (A_BY_K && TAIL) { top = transpose(top); bottom = transpose(bottom); }
-    if (B_BY_K) { w = transpose(w); }
-    if (TAIL) {
-      // Both factors: zero times a NaN that lies beyond the end would not be zero.
-      let inside = k + i < vec4<u32>(end);
-      top = ended(top, inside);
-      bottom = ended(bottom, inside);
-      w = ended(w, inside);
+    let next = kb + p.b.y;
+    var w = mat4x4<f32>(b_four(left + kb), b_four(right + kb), b_four(left + next), b_four(right + next));
+    if (TAIL && odd) {
+      w[2] = vec4<f32>();
+      w[3] = vec4<f32>();
     }
-    if (!A_BY_K || TAIL) { top = transpose(top); bottom = transpose(bottom); }
-    c0 = row_product(c0, top[0], w);
-    c1 = row_product(c1, top[1], w);
-    c2 = row_product(c2, top[2], w);
-    c3 = row_product(c3, top[3], w);
-    c4 = row_product(c4, bottom[0], w);
-    c5 = row_product(c5, bottom[1], w);
-    c6 = row_product(c6, bottom[2], w);
-    c7 = row_product(c7, bottom[3], w);
+    c0 = row_product(c0, a_pair(rows0.x + ka, odd), w);
+    c1 = row_product(c1, a_pair(rows0.y + ka, odd), w);
+    c2 = row_product(c2, a_pair(rows0.z + ka, odd), w);
+    c3 = row_product(c3, a_pair(rows0.w + ka, odd), w);
+    c4 = row_product(c4, a_pair(rows1.x + ka, odd), w);
+    c5 = row_product(c5, a_pair(rows1.y + ka, odd), w);
+    c6 = row_product(c6, a_pair(rows1.z + ka, odd), w);
+    c7 = row_product(c7, a_pair(rows1.w + ka, odd), w);
+    c8 = row_product(c8, a_pair(rows2.x + ka, odd), w);
+    c9 = row_product(c9, a_pair(rows2.y + ka, odd), w);
+    c10 = row_product(c10, a_pair(rows2.z + ka, odd), w);
+    c11 = row_product(c11, a_pair(rows2.w + ka, odd), w);
+    c12 = row_product(c12, a_pair(rows3.x + ka, odd), w);
+    c13 = row_product(c13, a_pair(rows3.y + ka, odd), w);
+    c14 = row_product(c14, a_pair(rows3.z + ka, odd), w);
+    c15 = row_product(c15, a_pair(rows3.w + ka, odd), w);
   }
-  for (var row = m0; row < min(m0 + 8u, p.m); row++) {
-    let at = y_at(share, row, n0);
-    y[at] = TY(finish(c0.x, row, n0));
-    if (n0 + 1u < p.n) { y[at + 1u] = TY(finish(c0.y, row, n0 + 1u)); }
-    if (n0 + 2u < p.n) { y[at + 2u] = TY(finish(c0.z, row, n0 + 2u)); }
-    if (n0 + 3u < p.n) { y[at + 3u] = TY(finish(c0.w, row, n0 + 3u)); }
-    c0 = c1; c1 = c2; c2 = c3; c3 = c4; c4 = c5; c5 = c6; c6 = c7;
+  if (p.activation != 0u || p.has_bias == 2u) {
+    // All rows pass through the first.
+    for (var r = 0u; r < 16u; r++) {
+      let done = mat2x4<f32>(finished(c0[0], m0 + r), finished(c0[1], m0 + r));
+      c0 = c1; c1 = c2; c2 = c3; c3 = c4; c4 = c5; c5 = c6; c6 = c7; c7 = c8; c8 = c9; c9 = c10; c10 = c11; c11 = c12; c12 = c13; c13 = c14; c14 = c15;
+      c15 = done;
+    }
+  }
+  for (var row = m0; row < min(m0 + 16u, p.m); row += 4u) {
+    put(share, row + 0u, n0, c0);
+    put(share, row + 1u, n0, c1);
+    put(share, row + 2u, n0, c2);
+    put(share, row + 3u, n0, c3);
+    c0 = c4; c1 = c5; c2 = c6; c3 = c7;
+    c4 = c8; c5 = c9; c6 = c10; c7 = c11;
+    c8 = c12; c9 = c13; c10 = c14; c11 = c15;
   }
 }
 

@@ -105,7 +105,7 @@ const usual = {
   /** Software adapters with subgroups of 8 lanes, such as lavapipe. */
   lanes: { variant: "lanes", tile: [16, 32], wanted: 8, shortest: 256 },
   /** Other software adapters, such as SwiftShader. */
-  software: { variant: "registers", tile: [8, 32], wanted: 8, shortest: 256 },
+  software: { variant: "registers", tile: [16, 32], wanted: 8, shortest: 256 },
   integrated: { variant: "tiled32", tile: [32, 32], wanted: 48, shortest: 128 },
   discrete: { variant: "tiled32", tile: [32, 32], wanted: 192, shortest: 128 },
 } as const satisfies Record<string, Usual>;
@@ -159,23 +159,31 @@ interface Tiled {
 const chosen = new Map<string, Tiled>();
 
 /** The kernel of a variant for operands of these layouts and types; few distinct ones, since each is compiled. */
-function kernelFor(variant: Variant, a: Layout, b: Layout, k: number, t: DType, ty: DType): Tiled {
+function kernelFor(engine: Engine, variant: Variant, a: Layout, b: Layout, k: number, t: DType, ty: DType): Tiled {
   let ways: [string, string];
   if (variant === "lanes") {
     const wayB = contiguous(b, 4) === "row" ? "row" : contiguous(b, 2) === "column" ? "column" : "none";
     ways = [wayB === "column" && contiguous(a, 2) === "row" ? "row" : "none", wayB];
-  } else if (variant === "registers") ways = [contiguous(a, 4), contiguous(b, 4)];
+  } else if (variant === "registers") ways = ["none", "none"];
   else ways = [contiguous(a, 1), contiguous(b, 1)];
-  const key = `${variant} ${ways} ${variant === "registers" && k % 4 !== 0} ${t} ${ty}`;
+  // One subgroup a workgroup, and 8 invocations at most.
+  const lane = variant === "registers" ? Math.max(4, Math.min(8, engine.info.subgroupSizes?.[0] ?? 4)) : 0;
+  const key = `${variant} ${lane} ${ways} ${variant === "registers" && k % 2 !== 0} ${t} ${ty}`;
   let found = chosen.get(key);
   if (!found) {
-    found = specialized(variant, ways, k % 4 !== 0, { T: t, TY: ty });
+    found = specialized(variant, ways, lane, k % 2 !== 0, { T: t, TY: ty });
     chosen.set(key, found);
   }
   return found;
 }
 
-function specialized(variant: Variant, [wayA, wayB]: [string, string], tail: boolean, types: Settings): Tiled {
+function specialized(
+  variant: Variant,
+  [wayA, wayB]: [string, string],
+  lane: number,
+  tail: boolean,
+  types: Settings,
+): Tiled {
   const settings = { ...types };
   const each = (text: (c: string) => string) => ["x", "y", "z", "w"].map(text).join(", ");
   if (variant === "lanes") {
@@ -190,12 +198,8 @@ function specialized(variant: Variant, [wayA, wayB]: [string, string], tail: boo
     return { kernel: kernel("matmul_lanes", lanesSource, "lanes", settings), down, across: 4 * LANES };
   }
   if (variant === "registers") {
-    const scalars = (x: string) =>
-      `return vec4<f32>(f32(${x}[at]), f32(${x}[at + step]), f32(${x}[at + 2u * step]), f32(${x}[at + 3u * step]));`;
-    Object.assign(settings, { A_BY_K: `${wayA !== "column"}`, B_BY_K: `${wayB !== "row"}`, TAIL: `${tail}` });
-    if (wayA === "none") settings.a_at = scalars("a");
-    if (wayB === "none") settings.b_at = scalars("b");
-    return { kernel: kernel("matmul", source, "registers", settings), down: 8, across: 32 };
+    Object.assign(settings, { TAIL: `${tail}`, LANE: lane });
+    return { kernel: kernel("matmul", source, "registers", settings), down: 16, across: 8 * lane };
   }
   if (variant === "skinny") {
     const across = wayB === "column" ? 4 : 16;
@@ -270,7 +274,7 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
   if (variant === "skinny" && m > 8)
     throw new EspalierError(`matmul: the skinny kernel keeps at most 8 rows: got ${m}; leave the plan out.`);
   const shares = split > 1 ? engine.empty([count, split, m, n], "f32", "matmul") : undefined;
-  const { kernel: main, down, across } = kernelFor(variant, la, lb, k, a.dtype, shares ? "f32" : y.dtype);
+  const { kernel: main, down, across } = kernelFor(engine, variant, la, lb, k, a.dtype, shares ? "f32" : y.dtype);
   const tiles = Math.ceil(m / down) * Math.ceil(n / across);
   const whole = [y.offset, rowY, batch.length ? (m === a.shape.at(-2) ? step : m * rowY) : 0, 0];
   const params: Params = {

@@ -57,9 +57,7 @@ function candidates(engine: Engine, batch: number, m: number, n: number, k: numb
   const splits = new Set([1, usual.split, 2, 4, 2 * usual.split].filter((s) => s === 1 || k / s >= 128));
   const small = batch * m * n <= 1 << 16;
   const variants =
-    engine.kind === "software"
-      ? (["lanes", "registers"] as const)
-      : (["tiled", "tiled32", "skinny", "registers"] as const);
+    engine.kind === "software" ? (["lanes", "registers"] as const) : (["tiled", "tiled32", "skinny"] as const);
   for (const variant of variants)
     for (const split of splits) if (split === 1 || small || split === usual.split) plans.push({ variant, split });
   if (m * n * k <= 1 << 15) plans.push({ variant: "naive", split: 1 });
