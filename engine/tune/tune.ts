@@ -45,8 +45,8 @@ export interface TuneOptions {
   progress?: (done: number, all: number, shown: string) => void;
 }
 
-/** A way that is faster by less than this is left alone: what was usual stays, and noise decides nothing. */
-const WORTH = 1.03;
+/** Another way than the usual one must be faster by so much, and in so many of the rounds: noise decides nothing. */
+const [WORTH, OFTEN] = [1.03, 0.8];
 
 const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[list.length >> 1];
 
@@ -97,7 +97,7 @@ async function race(
   ways: readonly string[],
   rounds: number,
   milliseconds: number,
-): Promise<{ way: string; ms: number }[]> {
+): Promise<{ way: string; ms: number; rounds: readonly number[] }[]> {
   const prepared = problem.prepare(false);
   const time = async (way: string, runs: number): Promise<number> => {
     const start = performance.now();
@@ -121,7 +121,7 @@ async function race(
       for (const runner of runners)
         if (round < 2 || least(runner) < 2 * best) runner.times.push(await time(runner.way, runner.runs));
     }
-    return runners.map(({ way, times }) => ({ way, ms: median(times) })).sort((a, b) => a.ms - b.ms);
+    return runners.map(({ way, times }) => ({ way, ms: median(times), rounds: times })).sort((a, b) => a.ms - b.ms);
   } finally {
     prepared.dispose();
   }
@@ -161,10 +161,14 @@ export async function tune(engine: Engine, options: TuneOptions = {}): Promise<T
     const wrong = problem.ways
       .filter((way) => !sound.includes(way))
       .map((way) => ({ way, error: errors.get(way) as number }));
-    const times = await race(engine, problem, sound.length ? sound : [problem.reference], rounds, milliseconds);
-    const usual = times.find(({ way }) => way === problem.usual);
-    const chosen = usual && usual.ms < WORTH * times[0].ms ? usual : times[0];
-    const second = times.find((t) => t !== chosen);
+    const raced = await race(engine, problem, sound.length ? sound : [problem.reference], rounds, milliseconds);
+    const usual = raced.find(({ way }) => way === problem.usual);
+    const isBetter = ({ ms, rounds }: (typeof raced)[number]): boolean =>
+      !usual ||
+      (WORTH * ms <= usual.ms &&
+        usual.rounds.filter((t, round) => rounds[round] < t).length >= OFTEN * usual.rounds.length);
+    const chosen = raced.find(isBetter) ?? (usual as (typeof raced)[number]);
+    const second = raced.find((t) => t !== chosen);
     engine.tuning.set(family.id, key, {
       way: chosen.way,
       ms: chosen.ms,
@@ -176,7 +180,7 @@ export async function tune(engine: Engine, options: TuneOptions = {}): Promise<T
       shown: problem.shown,
       way: chosen.way,
       usual: problem.usual,
-      times,
+      times: raced.map(({ way, ms }) => ({ way, ms })),
       gain: second ? second.ms / chosen.ms : 1,
       gainOverUsual: usual ? usual.ms / chosen.ms : 1,
       gflops: problem.flops / chosen.ms / 1e6,
