@@ -71,7 +71,7 @@ export async function measure(
   { rounds, milliseconds }: Effort,
   progress: (text: string) => void,
 ): Promise<Timed[]> {
-  const { counts } = engine.queue;
+  const launched = () => engine.queue.counts.launches;
   /** Milliseconds until all is recorded, and until the GPU has done it. */
   const time = async ({ run }: Prepared, runs: number): Promise<{ host: number; all: number }> => {
     const start = performance.now();
@@ -86,14 +86,16 @@ export async function measure(
   for (const [i, of] of cases.entries()) {
     progress(`check ${i + 1} of ${cases.length}: ${of.name}`);
     const prepared = await of.prepare(engine);
+    // What a compiled function keeps between its runs is memory of its runs, so it counts from here.
+    const { live } = engine.memory();
     const error = await prepared.check();
     const { limit = 2e-5 } = prepared;
     if (!(error <= limit)) wrong.push(`${of.name}: off by ${error.toExponential(1)}, limit ${limit.toExponential(1)}`);
     await time(prepared, 1);
     engine.memoryPool.resetPeak();
-    const [before, live] = [counts.launches, engine.memory().live];
+    const before = launched();
     const { all } = await time(prepared, 1);
-    const launches = counts.launches - before;
+    const launches = launched() - before;
     const runs = Math.max(1, Math.min(1000, Math.ceil(milliseconds / all)));
     list.push({
       of,

@@ -88,7 +88,7 @@ function selfAttention(
 
 /**
  * STDiT's block: x [B, T, S, C], caption y [B, L, C], timestep t6 [B, 6, C] with 1 in its scale rows; weights by their
- * checkpoint names. All words count.
+ * checkpoint names. All words count. `temporal` [T, C] is added to what the attention over time sees.
  */
 export function block(
   x: Numbers,
@@ -96,6 +96,7 @@ export function block(
   t6: Numbers,
   weights: Record<string, Numbers>,
   sizes: Sizes,
+  temporal?: Numbers,
 ): Float64Array {
   const { B, T, S, L, C, heads } = sizes;
   const [N, d] = [T * S, C / heads];
@@ -111,7 +112,8 @@ export function block(
   const tracks = range(B).flatMap((b) => range(S).map((s) => range(T).map((t) => b * N + t * S + s)));
 
   let z = gated(x, 2, selfAttention(modulate(layerNorm(x, C, 1e-6), 0, 1), weights, "attn", frames, sizes));
-  z = gated(z, 2, selfAttention(z, weights, "attn_temp", tracks, sizes));
+  const timed = temporal ? z.map((v, i) => v + temporal[(Math.floor(i / (S * C)) % T) * C + (i % C)]) : z;
+  z = gated(z, 2, selfAttention(timed, weights, "attn_temp", tracks, sizes));
 
   const q = linear(z, weights["cross_attn.q_linear.weight"], weights["cross_attn.q_linear.bias"], C);
   const kv = linear(y, weights["cross_attn.kv_linear.weight"], weights["cross_attn.kv_linear.bias"], C);
