@@ -53,10 +53,9 @@ export async function installPeers(say: (text: string) => void): Promise<void> {
     npm.on("exit", (code, signal) => resolve(code ?? `${signal}`));
   });
   if (code === 0) return;
-  const reason = text.match(
-    /^npm (?:error|ERR!) (.*(?:ENOTFOUND|ECONN|EAI_AGAIN|ETIMEDOUT|network|40\d|No matching).*)$/m,
-  );
+  // npm's first lines are codes; the first that is a sentence says what happened.
+  const reason = text.match(/^npm (?:error|ERR!) (?!code |errno |syscall |type )(.{10,})$/m)?.[1];
   throw new Error(
-    `peers: npm could not install the engines to compare with in ${peersFolder}: ${reason?.[1] ?? (text.trim().split("\n")[0] || code)}; they come from the package registry, so the first run needs the network.`,
+    `peers: npm could not install the engines to compare with in ${peersFolder}: ${reason ?? (text.trim().split("\n")[0] || code)}; the first run needs the network, later ones do not.`,
   );
 }
