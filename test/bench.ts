@@ -20,7 +20,7 @@ Times all cases, or those whose name holds one of the words.
   --quick         fewer rounds, without the largest cases and the start: less than 20 seconds on lavapipe
   --peers         other cases, in turns with tfjs, jax-js and onnxruntime: 10 minutes or more on lavapipe. The first
                   time it installs these in a folder of the user's cache, for which it needs the network.
-  --rounds N      rounds in which the cases take turns [7, quick 3, peers 5]
+  --rounds N      rounds in which the cases take turns [7, peers 5, quick 3]
   --adapter NAME  hardware, lavapipe, swiftshader, or part of a GPU's name
   --json FILE     where all figures are written [runs/bench.json, peers runs/peers.json]`;
 
@@ -42,7 +42,7 @@ function options() {
 }
 
 const { quick = false, peers = false, adapter, words, help, ...given } = options();
-const { rounds = peers ? 5 : quick ? 3 : 7, json = `runs/${peers ? "peers" : "bench"}.json` } = given;
+const { rounds = quick ? 3 : peers ? 5 : 7, json = `runs/${peers ? "peers" : "bench"}.json` } = given;
 if (help) {
   console.log(usage);
   process.exit(0);

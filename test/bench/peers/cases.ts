@@ -1,8 +1,8 @@
 // What the engines are compared at, with the share of the best peer's time that Espalier must reach.
 import { attend, geluTanh, layerNorm, linear, type Numbers } from "../plain.js";
+import { draw } from "./host.js";
 import { stditInputs, stditLoss } from "./model.js";
 import { HEADS, type Inputs, type Op } from "./protocol.js";
-import { draw } from "./seed.js";
 
 /** Right values of one output, at some of its places. */
 export interface Expected {

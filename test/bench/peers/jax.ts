@@ -1,6 +1,7 @@
 // jax-js: everything under jit. Its arrays are owned: a use consumes them, `.ref` keeps them.
 import { pathToFileURL } from "node:url";
 import { provideGpu } from "./gpu.js";
+import { turned } from "./host.js";
 import { PACKAGES, requirePeer } from "./install.js";
 import { BATCH, STDIT } from "./model.js";
 import { ADAM, HEADS, type HostTensor, type Inputs, type Peer, type Spec, STEPS, type Work } from "./protocol.js";
@@ -31,7 +32,9 @@ class JaxCase {
     return this.np.array(data).reshape([...shape]);
   }
   private uploadAll(inputs: Inputs): Arrays {
-    return Object.fromEntries(Object.entries(inputs).map(([name, host]) => [name, this.upload(weight(host, name))]));
+    // Weights of layers lie [in, out] in jax.
+    const layout = (name: string, host: HostTensor) => (name.endsWith(".weight") ? turned(host) : host);
+    return Object.fromEntries(Object.entries(inputs).map(([name, host]) => [name, this.upload(layout(name, host))]));
   }
 
   async prepare({ op, inputs }: Spec): Promise<Work> {
@@ -214,12 +217,4 @@ class JaxCase {
       return value;
     };
   }
-}
-
-/** Weights of layers lie [in, out] in jax. */
-function weight(host: HostTensor, name: string): HostTensor {
-  if (!/\.weight$/.test(name) || host.shape.length !== 2) return host;
-  const [outputs, inputs] = host.shape;
-  const data = Float32Array.from(host.data, (_, i) => host.data[(i % outputs) * inputs + Math.floor(i / outputs)]);
-  return { data, shape: [inputs, outputs] };
 }

@@ -1,8 +1,8 @@
 // The video transformer of the training case: its sizes, its inputs, and its loss in float64.
 import { posTable1d, posTable2d, type STDiTConfig, timestepCode } from "../../../model/index.js";
 import { block, geluTanh, layerNorm, linear, type Numbers } from "../plain.js";
+import { draw } from "./host.js";
 import { HEADS, type HostTensor, type Inputs } from "./protocol.js";
-import { draw } from "./seed.js";
 
 /** Depth 4, hidden 128, 16 frames of 16 tokens. */
 export const STDIT = {

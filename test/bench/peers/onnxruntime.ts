@@ -1,6 +1,7 @@
 // onnxruntime-node: its WebGPU provider, and its CPU provider as the yardstick. It runs forward passes only, uploads its
 // inputs and reads its results back on every run, and waits inside its native call.
 import { cpus } from "node:os";
+import { turned } from "./host.js";
 import { PACKAGES, requirePeer } from "./install.js";
 import { encodeModel, type Graph, type Node } from "./onnx.js";
 import { HEADS, type HostTensor, type Inputs, type Peer, type Spec, type Work } from "./protocol.js";
@@ -92,7 +93,7 @@ const graphs: Partial<Record<Spec["op"], (inputs: Inputs) => Graph>> = {
       node("MatMul", [from, `${name}.weight`], [`${name}.product`]),
       node("Add", [`${name}.product`, `${name}.bias`], [to]),
     ];
-    const turned = Object.entries(weights).map(([name, host]) => [name, turn(host)] as const);
+    const layers = Object.entries(weights).map(([name, host]) => [name, turned(host)] as const);
     return {
       nodes: [
         layer("x", "norm1", "n1"),
@@ -117,7 +118,7 @@ const graphs: Partial<Record<Spec["op"], (inputs: Inputs) => Graph>> = {
       inputs: { x: x.shape },
       outputs: ["result"],
       initializers: {
-        ...Object.fromEntries(turned),
+        ...Object.fromEntries(layers),
         scale: scalar(d ** -0.5),
         split: list(B, N, 3, HEADS, d),
         two: list(2),
@@ -126,11 +127,3 @@ const graphs: Partial<Record<Spec["op"], (inputs: Inputs) => Graph>> = {
     };
   },
 };
-
-/** A layer's weight [out, in] as [in, out]. */
-function turn(host: HostTensor): HostTensor {
-  if (host.shape.length !== 2) return host;
-  const [outputs, inputs] = host.shape;
-  const data = Float32Array.from(host.data, (_, i) => host.data[(i % outputs) * inputs + Math.floor(i / outputs)]);
-  return { data, shape: [inputs, outputs] };
-}

@@ -1,9 +1,9 @@
 // Espalier and its peers in turns, on the same adapter, from the same numbers.
 import { type Expected, type PeerCase, peerCases } from "./cases.js";
 import { Client } from "./client.js";
+import { reseed } from "./host.js";
 import { installPeers } from "./install.js";
 import { type Spec, WAITINGS, type Waiting } from "./protocol.js";
-import { reseed } from "./seed.js";
 import { Comparison, EAGER, type Entry, OURS, type Row, YARDSTICK } from "./table.js";
 
 /** The WebGPU engines, and the yardstick on the CPU, which is no rival. */

@@ -21,3 +21,11 @@ export function draw(shape: readonly number[], scale = 1): HostTensor {
 export function reseed(seed: number): void {
   state = seed;
 }
+
+/** A layer's weight [out, in] as [in, out]; anything else as it is. */
+export function turned(host: HostTensor): HostTensor {
+  if (host.shape.length !== 2) return host;
+  const [outputs, inputs] = host.shape;
+  const data = Float32Array.from(host.data, (_, i) => host.data[(i % outputs) * inputs + Math.floor(i / outputs)]);
+  return { data, shape: [inputs, outputs] };
+}
