@@ -19,7 +19,7 @@ import { Memory, type MemoryReport, megabytes, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
 import { addTo } from "./ops/update.js";
-import type { Formula } from "./ops/walk.js";
+import type { Meaning } from "./compile/meaning.js";
 import { type Bound, type Limits, Queue } from "./queue.js";
 import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
@@ -308,14 +308,14 @@ export class Engine {
    * @param params the uniform's members by name
    * @param groups workgroups as [x, y, z], or a number that is folded into x and y (kernels then index by
    *   `wg.y * num_workgroups.x + wg.x` and check bounds)
-   * @param formula what an elementwise launch computes, for fusion
+   * @param meaning what it computes, for launches that can be computed together with others
    */
   launch(
     k: Kernel,
     tensors: Record<string, Tensor | Strided>,
     params: Params,
     groups: number | readonly [number, number, number],
-    formula?: Formula,
+    meaning?: Meaning,
   ): void {
     this.checkAlive();
     const label = `${k.name}.${k.entry}`;
@@ -338,7 +338,7 @@ export class Engine {
       );
     const grid = typeof groups === "number" ? this.fold(groups) : groups;
     if (grid[0] === 0 || grid[1] === 0 || grid[2] === 0) return;
-    this.queue.launch({ kernel: k, bound, tensors: given, params, groups: grid, label: this.modulePath, formula });
+    this.queue.launch({ kernel: k, bound, tensors: given, params, groups: grid, label: this.modulePath, meaning });
   }
 
   private fold(count: number): [number, number, number] {

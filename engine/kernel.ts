@@ -158,6 +158,26 @@ export function kernel(name: string, source: string, entry: string, settings: Se
   return found;
 }
 
+/** A launchable kernel of a WGSL text as it is; equal texts give the same one. */
+export function textKernel(name: string, source: string, entry: string): Kernel {
+  const key = `${name}\n${entry}\n${source}`;
+  let found = kernels.get(key);
+  if (!found) {
+    const size = workgroupSize(name, source, entry);
+    found = {
+      name,
+      entry,
+      settings: {},
+      source,
+      ...reflect(name, source, entry),
+      workgroupSize: size,
+      id: kernels.size,
+    };
+    kernels.set(key, found);
+  }
+  return found;
+}
+
 /** All kernels made so far, in order. */
 export const madeKernels = (): readonly Kernel[] => [...kernels.values()];
 

@@ -1,7 +1,7 @@
+import type { Meaning } from "./compile/meaning.js";
 import type { Kernel, Params } from "./kernel.js";
 import { pack } from "./kernel.js";
 import type { Memory, Storage } from "./memory.js";
-import type { Formula } from "./ops/walk.js";
 import { Pipelines } from "./pipeline.js";
 import type { Tensor } from "./tensor.js";
 
@@ -12,17 +12,22 @@ export interface Bound {
   size: number;
 }
 
+/** A tensor as texts show it. */
+export type Seen = Pick<Tensor, "shape" | "dtype" | "strides" | "offset" | "bytes" | "op">;
+
 /** A launch as traces see it, before it is encoded. */
 export interface Launch {
   kernel: Kernel;
   bound: readonly Bound[];
   /** What is bound, in the order of `bound`. */
-  tensors: readonly Tensor[];
+  tensors: readonly Seen[];
   params: Params;
   groups: readonly [number, number, number];
   label: string;
-  /** What an elementwise launch computes, for fusion. */
-  formula?: Formula;
+  /** What it computes, where that allows to compute it together with others. */
+  meaning?: Meaning;
+  /** The ops that a fused launch stands for. */
+  parts?: readonly string[];
 }
 
 /** Takes commands in the queue's place while a function is traced. */

@@ -15,11 +15,11 @@ export type Command =
 export function touches(c: Command): { reads: readonly Bound[]; writes: readonly Bound[] } {
   if (c.kind === "copy") return { reads: [c.from], writes: [c.to] };
   if (c.kind !== "launch") return { reads: [], writes: [c.to] };
-  const { kernel, bound, formula } = c.launch;
+  const { kernel, bound, meaning } = c.launch;
   const storages = kernel.bindings.filter((b) => b.type !== "uniform");
   const writes = bound.filter((_, i) => storages[i].type === "storage");
-  // An elementwise launch writes its whole result, and reads nothing of what lay there.
-  const reads = formula ? bound.filter((_, i) => storages[i].type !== "storage") : bound;
+  // What a launch with a meaning writes it writes whole, and reads nothing of what lay there.
+  const reads = meaning ? bound.filter((_, i) => storages[i].type !== "storage") : bound;
   return { reads, writes };
 }
 

@@ -1,5 +1,6 @@
 import naive from "../../shaders/attention.wgsl";
 import lanes from "../../shaders/attention_lanes.wgsl";
+import rowsSource from "../../shaders/attention_rows.wgsl";
 import tiles from "../../shaders/attention_tiles.wgsl";
 import { isFloat } from "../dtype.js";
 import type { Engine } from "../engine.js";
@@ -9,11 +10,12 @@ import { collapse, expandStrides, type Shape, sizeOf } from "../shape.js";
 import { type Strided, strided, type Tensor } from "../tensor.js";
 
 /**
- * Ways to compute attention, all with the same result to rounding: `naive` as the definition says, `lanes` for software
- * adapters (rows in the lanes of one subgroup), `tiles` for GPUs (keys and values in workgroup memory).
+ * Ways to compute attention, all with the same result to rounding: `naive` as the definition says, `rows` for software
+ * adapters (blocks of rows and keys in registers), `lanes` for those among them that run a subgroup as one wide vector
+ * (shuffles in place of loads), `tiles` for GPUs (keys and values in workgroup memory).
  */
-export type AttentionVariant = "naive" | "lanes" | "tiles";
-export const attentionVariants: readonly AttentionVariant[] = ["naive", "lanes", "tiles"];
+export type AttentionVariant = "naive" | "rows" | "lanes" | "tiles";
+export const attentionVariants: readonly AttentionVariant[] = ["naive", "rows", "lanes", "tiles"];
 
 /** The operands of one attention with axes [...lead, heads, rows, columns]; leading axes may repeat. */
 export interface Attention {
@@ -45,8 +47,8 @@ interface Plan {
   lanes: number;
 }
 
-/** Columns / 4 that a workgroup of `lanes` owns, of the narrow and of the wide kernels. */
-const LANE_COLUMNS = [8, 32] as const;
+/** Columns / 4 that a workgroup of `lanes` or `rows` owns, of the narrow and of the wide kernels. */
+const COLUMNS = [8, 32] as const;
 /** Columns that `tiles` keeps in registers at most. */
 const TILE_COLUMNS = 128;
 const TILE_ROWS = 64;
@@ -74,6 +76,7 @@ function choose(engine: Engine, { q, v, variant }: Attention, operands: readonly
   const fours = e > 0 && operands.every(isFours);
   const fits: Record<AttentionVariant, boolean> = {
     naive: true,
+    rows: fours,
     lanes: fours && subgroup(engine) !== undefined,
     tiles: fours && d <= TILE_COLUMNS && e <= TILE_COLUMNS,
   };
@@ -88,8 +91,9 @@ function choose(engine: Engine, { q, v, variant }: Attention, operands: readonly
       );
     return variant;
   }
-  // Tiles would compile for minutes on a software adapter.
-  const best = engine.kind === "software" ? "lanes" : "tiles";
+  // Tiles would compile for minutes on a software adapter. Vectors of 4, SwiftShader's, are too narrow for lanes.
+  const wide = subgroup(engine) === 8;
+  const best = engine.kind !== "software" ? "tiles" : wide ? "lanes" : "rows";
   return fits[best] ? best : "naive";
 }
 
@@ -199,19 +203,23 @@ function launch(p: Plan, entry: Entry, tensors: Record<string, Tensor | Strided>
       blocks,
       fold(engine, Math.ceil((count * items * blocks) / 64), 1),
     );
-  } else if (variant === "lanes") {
+  } else if (variant === "lanes" || variant === "rows") {
     // Few sizes of each: every one is a kernel to compile.
     const columns = { forward: e, backward_query: d, backward_key: Math.max(d, e) }[entry] / 4;
-    const most = columns <= LANE_COLUMNS[0] ? LANE_COLUMNS[0] : LANE_COLUMNS[1];
-    const z = Math.ceil(columns / most);
+    const C4 = columns <= COLUMNS[0] ? COLUMNS[0] : COLUMNS[1];
+    const z = Math.ceil(columns / C4);
+    if (variant === "rows") {
+      const blocks = Math.ceil(items / 8);
+      const WG = p.lanes || 8;
+      const k = kernel("attention_rows", rowsSource, entry, { ...p.settings, C4, WG });
+      go(k, blocks, fold(engine, Math.ceil((count * blocks) / WG), z));
+      return;
+    }
     const along = (count: number) => (count > p.lanes ? 2 : 1);
-    const [rows, tiles] = [along(items), along(byKey ? n : l)];
-    const blocks = Math.ceil(items / (rows * p.lanes));
-    go(
-      kernel("attention", lanes, entry, { ...p.settings, LANES: p.lanes, R: rows, G: tiles, C4: most }),
-      blocks,
-      fold(engine, count * blocks, z),
-    );
+    const [R, G] = [along(items), along(byKey ? n : l)];
+    const blocks = Math.ceil(items / (R * p.lanes));
+    const k = kernel("attention_lanes", lanes, entry, { ...p.settings, LANES: p.lanes, R, G, C4 });
+    go(k, blocks, fold(engine, count * blocks, z));
   } else {
     // Heads with few rows share a workgroup.
     const most = (rows: number) => TILE_ELEMENTS / ((TILE_ROWS / rows) * (d + e + 2));

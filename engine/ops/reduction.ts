@@ -1,4 +1,5 @@
 import source from "../../shaders/reduce.wgsl";
+import type { Sum } from "../compile/meaning.js";
 import { computeType } from "../dtype.js";
 import { kernel } from "../kernel.js";
 import { sizeOf } from "../shape.js";
@@ -95,6 +96,20 @@ export function launchReduce(
     entry === "columns" ? { x4: x, y4: to } : entry === "rows" ? { x4: x, y: to } : { x, y: to };
   const owned = entry === "columns" ? (outer * split * inner) / 4 : outer * split * inner;
   const wg = engine.kind === "software" ? 16 : 64;
+  const chunk = Math.ceil(reduced / split);
+  const meaning: Sum | undefined =
+    engine.queue.trace && entry === "columns" && merge === "sum" && c === "f32"
+      ? {
+          kind: "sum",
+          operands: [{ storage: x.storage, offset: x.offset, strides: [reduced * inner, inner, 1], dtype: x.dtype }],
+          shape: [outer, reduced, inner],
+          y: { storage: to.storage, offset: to.offset, strides: [split * inner, inner, 1], dtype: to.dtype },
+          split,
+          chunk,
+          scale: last ? scale : 1,
+          op: y.op,
+        }
+      : undefined;
   engine.launch(
     kernel("reduce", source, entry, { ...settings, WG: wg }),
     four,
@@ -103,11 +118,12 @@ export function launchReduce(
       reduced,
       inner,
       split,
-      chunk: Math.ceil(reduced / split),
+      chunk,
       start: start[merge][c],
       scale: last ? scale : 1,
     },
     entry === "group" ? owned : Math.ceil(owned / wg),
+    meaning,
   );
   if (last) return;
   launchReduce(

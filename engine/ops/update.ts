@@ -1,5 +1,6 @@
 import source from "../../shaders/update.wgsl";
 import { computeType } from "../dtype.js";
+import type { Engine } from "../engine.js";
 import { EspalierError, ShapeError } from "../errors.js";
 import { kernel } from "../kernel.js";
 import { needFloat, sameDType } from "../op.js";
@@ -8,52 +9,89 @@ import type { Tensor } from "../tensor.js";
 
 const groups = (vectors: number): number => Math.ceil(vectors / 64);
 
-/** What one step of AdamW does to `count` vectors of four elements from vector `first` on. */
+/** What every step of AdamW does to `count` vectors of four elements from vector `first` on. */
 export interface AdamWStep {
   first: number;
   count: number;
-  lr: number;
   betas: readonly [number, number];
   eps: number;
-  weightDecay: number;
-  /** Number of this step, from 1. */
-  t: number;
   /** Largest norm of the gradient; 0 clips nothing. */
   clip: number;
 }
 
-/** One launch of AdamW over flat f32 buffers; `norm` holds the gradient's norm, on the GPU. */
-export function launchAdamW(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, norm: Tensor, s: AdamWStep): void {
-  const [beta1, beta2] = s.betas;
+/** Elements that share one scale of packed averages. */
+export const PACK = 64;
+
+/** AdamW's averages: m and v in f32, or m and √v as codes with the two scales of each 64 elements. */
+export type Averages =
+  | { bits: 32; mean: Tensor; square: Tensor }
+  | { bits: 16 | 8; mean: Tensor; square: Tensor; scales: Tensor };
+
+/**
+ * What changes from step to step, eight numbers in a buffer that the host writes before each step: launches stay equal.
+ * The second half is the loss scale's, which only the GPU writes.
+ */
+export class Schedule {
+  /** f32 [8]: decay, rate, root, step (u32), loss scale, good steps since it changed, skipped steps, unused. */
+  readonly numbers: Tensor;
+
+  constructor(engine: Engine, scale: number) {
+    this.numbers = engine.empty([8], "f32", "schedule", "optimizer").keep();
+    engine.write(this.numbers, new Uint8Array(Float32Array.of(0, 0, 0, 0, scale, 0, 0, 0).buffer));
+  }
+
+  /** Writes the numbers of step `t`, from 1. */
+  set(t: number, { lr, betas, weightDecay }: { lr: number; betas: readonly [number, number]; weightDecay: number }) {
+    const bytes = new ArrayBuffer(16);
+    new Float32Array(bytes).set([
+      1 - lr * weightDecay,
+      lr / (1 - betas[0] ** t),
+      1 / Math.sqrt(1 - betas[1] ** t),
+    ]);
+    new Uint32Array(bytes)[3] = t;
+    this.numbers.engine.write(this.numbers, new Uint8Array(bytes));
+  }
+}
+
+/** One launch of AdamW over flat f32 buffers; `norm` holds the norm of the (scaled) gradient, on the GPU. */
+export function launchAdamW(
+  param: Tensor,
+  grad: Tensor,
+  averages: Averages,
+  norm: Tensor,
+  { numbers: schedule }: Schedule,
+  { first, count, betas: [beta1, beta2], eps, clip }: AdamWStep,
+): void {
+  const params = { first, count, beta1, beta2, rest1: 1 - beta1, rest2: 1 - beta2, eps, clip };
+  if (averages.bits === 32) {
+    const { mean: m, square: v } = averages;
+    param.engine.launch(kernel("update", source, "adamw"), { norm, grad, m, v, param, schedule }, params, groups(count));
+    return;
+  }
+  const { bits, mean, square, scales } = averages;
   param.engine.launch(
-    kernel("update", source, "adamw"),
-    { norm, grad, m, v, param },
-    {
-      first: s.first,
-      count: s.count,
-      beta1,
-      beta2,
-      rest1: 1 - beta1,
-      rest2: 1 - beta2,
-      decay: 1 - s.lr * s.weightDecay,
-      rate: s.lr / (1 - beta1 ** s.t),
-      root: 1 / Math.sqrt(1 - beta2 ** s.t),
-      eps: s.eps,
-      clip: s.clip,
-    },
-    groups(s.count),
+    kernel("update", source, "adamw_packed", { BITS: bits }),
+    { norm, grad, m_codes: mean, v_codes: square, param, schedule, scales },
+    params,
+    groups(count),
   );
 }
 
-/** shadow = decay · shadow + (1 - decay) · param over flat f32 buffers. */
-export function launchEma(shadow: Tensor, param: Tensor, decay: number): void {
+/**
+ * The loss scale after a step with a gradient of this norm: halved where that is not finite, doubled after `window` steps
+ * in a row that were. Returns the norm without the scale, f32 [].
+ */
+export function launchRescale(norm: Tensor, { numbers }: Schedule, window: number): Tensor {
+  const { engine } = norm;
+  const unscaled = engine.empty([], "f32", "rescale");
+  engine.launch(kernel("update", source, "rescale"), { norm, scaling: numbers, unscaled }, { window }, 1);
+  return unscaled;
+}
+
+/** shadow = mix[0] · shadow + mix[1] · param over flat f32 buffers. */
+export function launchEma(shadow: Tensor, param: Tensor, mix: Tensor): void {
   const count = Math.ceil(shadow.size / 4);
-  shadow.engine.launch(
-    kernel("update", source, "ema"),
-    { source: param, shadow },
-    { count, decay, rest: 1 - decay },
-    groups(count),
-  );
+  shadow.engine.launch(kernel("update", source, "ema"), { source: param, shadow, mix }, { count }, groups(count));
 }
 
 /**

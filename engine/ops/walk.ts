@@ -1,9 +1,9 @@
 import source from "../../shaders/elementwise.wgsl";
+import type { Formula } from "../compile/meaning.js";
 import { computeType, type DType, encode } from "../dtype.js";
 import { ShapeError } from "../errors.js";
 import { type Kernel, kernel } from "../kernel.js";
-import type { Storage } from "../memory.js";
-import { collapse, denseStrides, expandStrides, type Shape, show } from "../shape.js";
+import { collapse, denseStrides, expandStrides, show } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
 
 const WG = 64;
@@ -17,28 +17,6 @@ function constants(values: readonly number[], dtype: DType): readonly number[] {
   return Array.from(new Uint32Array(bytes.slice().buffer, 0, 4));
 }
 
-/** A tensor as a formula reads or writes it: elements from `offset` on, a stride for each axis of the formula's shape. */
-export interface Place {
-  storage: Storage;
-  offset: number;
-  strides: readonly number[];
-  dtype: DType;
-}
-
-/** What an elementwise launch computes: y = expression(operands) over `shape`, where y is dense. */
-export interface Formula {
-  expression: string;
-  /** What the expression calls the operands. */
-  names: readonly string[];
-  operands: readonly Place[];
-  /** Bits of the constants K0 … K3, in the type of the first operand. */
-  constants: readonly number[];
-  shape: Shape;
-  y: Place;
-  /** The op that made y, for texts. */
-  op: string;
-}
-
 /** The formula of a launch, with its operands spread over y's shape. */
 const formulaOf = (
   y: Tensor,
@@ -47,6 +25,7 @@ const formulaOf = (
   operands: readonly Tensor[],
   bits: readonly number[],
 ): Formula => ({
+  kind: "formula",
   expression,
   names,
   operands: operands.map((t) => ({
