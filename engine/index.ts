@@ -11,7 +11,7 @@ export * from "./inspect/index.js";
 export { registry } from "./op.js";
 export * from "./ops/index.js";
 export { checkQuantizedForm, dequantizeWeight, launchQuantize, quantizedShapes } from "./ops/quantized.js";
-export { launchAdamW, launchEma } from "./ops/update.js";
+export { type Averages, launchAdamW, launchEma, launchRescale, PACK, Schedule } from "./ops/update.js";
 export { launchElementwise } from "./ops/walk.js";
 export { Key } from "./random/key.js";
 export type { Shape } from "./shape.js";

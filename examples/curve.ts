@@ -30,7 +30,8 @@ for (let step = 0; step < STEPS; step++) {
     const noise = normal(engine, key.fold(3).fold(step), [BATCH, 1]).mul(0.1);
     const loss = mse(net.forward(x), curve(x).add(noise));
     loss.backward();
-    optimizer.step({ lr: rate(step) });
+    optimizer.lr = rate(step);
+    optimizer.step();
     optimizer.zeroGrad();
     return loss;
   });

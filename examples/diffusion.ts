@@ -38,7 +38,8 @@ for (let step = 0; step < STEPS; step++) {
   const loss = engine.scope(() => {
     const { loss } = batch(Key.from(1).fold(step), (step * 0.618034) % 1);
     loss.backward();
-    optimizer.step({ lr: rate(step), clip: 1 });
+    optimizer.lr = rate(step);
+    optimizer.step({ clip: 1 });
     optimizer.zeroGrad();
     return loss;
   });

@@ -267,7 +267,8 @@ for (let step = from; step < steps; step++) {
   const losses = engine.scope(() => {
     const { next, sum } = trainingLoss(batchOf(step));
     sum.backward();
-    optimizer.step({ lr: rate(step), clip: 1 });
+    optimizer.lr = rate(step);
+    optimizer.step({ clip: 1 });
     optimizer.zeroGrad();
     return [next.detach(), sum.sub(next).detach()];
   });

@@ -31,13 +31,13 @@ caught(() => lost[0].add(1));
 
 // 3. A training step: parameters, gradients and the optimizer's averages stay, activations go.
 const net = new Mlp(engine, 256, 1024, 256, { key: Key.from(2) });
-const optimizer = new AdamW(net.parameters());
+const optimizer = new AdamW(net.parameters(), { lr: 1e-3 });
 const step = () =>
   engine.scope(() => {
     const loss = net.forward(x).sub(x).square().mean();
     const saved = inspect.tape(loss).savedBytes;
     loss.backward();
-    optimizer.step({ lr: 1e-3 });
+    optimizer.step();
     optimizer.zeroGrad();
     return saved;
   });

@@ -290,7 +290,8 @@ for (let step = from; step < steps; step++) {
   const losses = engine.scope(() => {
     const { own, sum } = trainingLoss(batchOf(step));
     sum.backward();
-    optimizer.step({ lr: rate(step), clip: 1 });
+    optimizer.lr = rate(step);
+    optimizer.step({ clip: 1 });
     optimizer.zeroGrad();
     return [own.detach(), sum.sub(own).detach()];
   });

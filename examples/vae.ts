@@ -137,7 +137,8 @@ for (; step < steps; step++) {
     total.backward();
     return error.detach();
   });
-  optimizer.step({ lr: rate(step), clip: 1 }).norm.dispose();
+  optimizer.lr = rate(step);
+  optimizer.step({ clip: 1 }).norm.dispose();
   optimizer.zeroGrad();
   ema.update();
   const value = await loss.item();

@@ -19,7 +19,7 @@ export async function secondsPerStep(
 ): Promise<number> {
   const setup = await newSetup(engine, config, source);
   const parameters = Object.fromEntries(setup.model.namedParameters());
-  const [optimizer, ema] = [new AdamW(parameters), new EMA(parameters, config.ema)];
+  const [optimizer, ema] = [new AdamW(parameters, { lr: 1e-4 }), new EMA(parameters, config.ema)];
   const options = { batchSize: config.train.batchSize, ...dropoutOf(config, setup), seed: config.run.seed };
   const batches = new Batches(source.dataset, setup.text, options, languageReader(setup));
   const step = async (i: number) => {
@@ -27,7 +27,7 @@ export async function secondsPerStep(
     const start = performance.now();
     engine.scope(() => {
       lossOf(setup, batch, Key.from(i));
-      optimizer.step({ lr: 1e-4, clip: 1 });
+      optimizer.step({ clip: 1 });
       optimizer.zeroGrad();
       ema.update();
     });

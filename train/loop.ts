@@ -176,7 +176,8 @@ export async function train(
       const numbers = engine.scope(() => {
         const key = noise.fold(state.step);
         const losses = parts.map((batch, k) => lossOf(setup, batch, key.fold(k), parts.length));
-        const { norm } = optimizer.step({ lr, clip: optim.gradClip });
+        optimizer.lr = lr;
+        const { norm } = optimizer.step({ clip: optim.gradClip });
         optimizer.zeroGrad();
         ema.update();
         const loss = losses.reduce((a, b) => a.add(b)).mul(1 / losses.length);

@@ -1,4 +1,5 @@
 import {
+  type Averages,
   ConfigError,
   checkOptions,
   type Engine,
@@ -6,17 +7,31 @@ import {
   Flat,
   globalNorm,
   launchAdamW,
-  launchEma,
+  launchRescale,
+  PACK,
+  Schedule,
   type Tensor,
 } from "../engine/index.js";
 import { loadTensors, type StateSource } from "../model/state.js";
+import { checkHomes, type Named, oncePerCall, type Parameters, trained, within } from "./trained.js";
 
-/** Parameters by name, as `Object.fromEntries(model.namedParameters())` has them, or a list (named "0", "1", …). */
-export type Parameters = Readonly<Record<string, Tensor>> | readonly Tensor[];
+export { EMA, type EMAOptions } from "./ema.js";
+export type { Parameters } from "./trained.js";
+
+/** How AdamW keeps its averages: full, as halves, or in 8 bits; the latter two with a scale for each 64 numbers. */
+export type StateFormat = "f32" | "f16" | "8bit";
+
+/** Loss scaling, for gradients that pass through f16: what is too small there is lost, what is too large is infinite. */
+export interface LossScaling {
+  /** Default 65536. */
+  initial?: number;
+  /** Steps with a finite gradient after which the scale is doubled. Default 200. */
+  window?: number;
+}
 
 /** AdamW's settings; the defaults are PyTorch's. */
 export interface AdamWOptions {
-  /** Rate; `step({ lr })` overrides it. Default 1e-3. */
+  /** Rate of the first step; set `optimizer.lr` before later ones. Default 1e-3. */
   lr?: number;
   /** Decay of the averages of the gradient and of its square. Default [0.9, 0.999]. */
   betas?: readonly [number, number];
@@ -24,65 +39,69 @@ export interface AdamWOptions {
   eps?: number;
   /** Decoupled decay: each step multiplies parameters by 1 - lr · weightDecay. Default 0.01. */
   weightDecay?: number;
+  /** Storage of the averages. Default "f32": 8 bytes a parameter; "f16" takes 4.1, "8bit" 2.1. */
+  state?: StateFormat;
+  /** Expect gradients of the loss times `optimizer.lossScale`, and move that scale. Default: none. */
+  scaling?: LossScaling;
 }
 
 /** Averages and their step count, for checkpoints: `saveTensors(engine, tensors)` writes the tensors. */
 export interface OptimizerState {
   steps: number;
-  /** Views of the live values, f32, by name; they belong to the optimizer. */
+  /** Views of the live values by name; they belong to the optimizer. */
   tensors: Record<string, Tensor>;
 }
 
-interface Named {
-  name: string;
-  tensor: Tensor;
-}
+/** Bits of a stored average. */
+const BITS = { f32: 32, f16: 16, "8bit": 8 } as const;
 
-/** Trained parameters by name; throws for what an optimizer cannot take. */
-function trained(subject: string, parameters: Parameters): { all: Named[]; list: Named[] } {
-  const all = Object.entries(parameters).map(([name, tensor]) => ({ name, tensor }));
-  const seen = new Map<Tensor, string>();
-  for (const { name, tensor } of all) {
-    tensor.check(subject);
-    if (tensor.engine !== all[0].tensor.engine)
-      throw new EspalierError(`${subject}: parameter "${name}" belongs to another engine.`);
-    if (seen.has(tensor))
-      throw new EspalierError(
-        `${subject}: parameters "${seen.get(tensor)}" and "${name}" are one tensor; give it once.`,
-      );
-    seen.set(tensor, name);
-    if (tensor.requiresGrad && !tensor.engine.tape.isLeaf(tensor))
-      throw new EspalierError(
-        `${subject}: "${name}" is no parameter but computed: ${tensor.describe()}; give the tensors it was made from.`,
-      );
-    if (tensor.requiresGrad && tensor.dtype !== "f32")
-      throw new EspalierError(
-        `${subject}: parameter "${name}" is ${tensor.dtype}; training needs f32 parameters: convert the model with to("f32").`,
-      );
+/** The averages of flat parameters, and views of them by parameter. */
+class Store {
+  readonly chunks: readonly Averages[];
+  readonly views: Record<string, Tensor> = {};
+  private readonly flats: Flat[] = [];
+
+  constructor(parameters: Flat, list: readonly Named[], format: StateFormat) {
+    const bits = BITS[format];
+    if (bits === 32) {
+      const [mean, square] = ["mean", "square"].map((what) => parameters.like("optimizer", `adamw ${what}`));
+      this.flats = [mean, square];
+      this.chunks = mean.chunks.map((m, k) => ({ bits, mean: m, square: square.chunks[k] }));
+      list.forEach(({ name, tensor }, i) => {
+        this.views[`exp_avg.${name}`] = mean.view(i, tensor.shape, "adamw");
+        this.views[`exp_avg_sq.${name}`] = square.view(i, tensor.shape, "adamw");
+      });
+      return;
+    }
+    const { engine } = parameters;
+    const zeros = (size: number, dtype: "u32" | "f32", what: string) => {
+      const t = engine.empty([size], dtype, `adamw ${what}`, "optimizer").keep();
+      engine.queue.clear({ storage: t.storage, offset: 0, size: t.storage.bytes });
+      return t;
+    };
+    const each = 32 / bits;
+    this.chunks = parameters.chunks.map(({ size }) => ({
+      bits,
+      mean: zeros(size / each, "u32", "mean"),
+      square: zeros(size / each, "u32", "square"),
+      scales: zeros((2 * size) / PACK, "f32", "scales"),
+    }));
+    list.forEach(({ name }, i) => {
+      const { chunk, offset, size } = parameters.slots[i];
+      const { mean, square, scales } = this.chunks[chunk] as Exclude<Averages, { bits: 32 }>;
+      const blocks = Math.ceil(size / PACK);
+      const codes = (t: Tensor) => t.view([(blocks * PACK) / each], [1], offset / each, "adamw").keep();
+      this.views[`exp_avg.${name}`] = codes(mean);
+      this.views[`exp_avg_sq.${name}`] = codes(square);
+      this.views[`exp_avg_scale.${name}`] = scales.view([blocks, 2], [2, 1], (2 * offset) / PACK, "adamw").keep();
+    });
   }
-  const list = all.filter(({ tensor }) => tensor.requiresGrad);
-  if (!list.length)
-    throw new EspalierError(
-      `${subject}: no parameter requires a gradient: got ${all.length}; call setRequiresGrad() on what is to be trained.`,
-    );
-  return { all, list };
-}
 
-function within(subject: string, name: string, value: number, ok: boolean, rule: string): void {
-  if (!ok) throw new ConfigError(`${subject}: ${name} must be ${rule}: got ${value}.`);
-}
-
-const rate = (subject: string, lr: number) =>
-  within(subject, "lr", lr, Number.isFinite(lr) && lr >= 0, "a finite number from 0 up");
-
-/** The rest of EMA and AdamW that agree: flat parameters that must stay where they are. */
-function checkHomes(subject: string, flat: Flat, list: readonly Named[]): void {
-  for (const [i, { name, tensor }] of list.entries()) {
-    tensor.check(subject);
-    if (!flat.holds(tensor, i))
-      throw new EspalierError(
-        `${subject}: parameter "${name}" lies elsewhere now: EMA weights are swapped in (swap them back), or another optimizer took it (make this one anew).`,
-      );
+  dispose(): void {
+    for (const t of Object.values(this.views)) t.dispose();
+    for (const flat of this.flats) flat.release();
+    if (this.flats.length) return;
+    for (const { bits, ...tensors } of this.chunks) for (const t of Object.values(tensors) as Tensor[]) t.dispose();
   }
 }
 
@@ -90,6 +109,14 @@ function checkHomes(subject: string, flat: Flat, list: readonly Named[]): void {
  * AdamW: Adam with decoupled weight decay and bias correction (https://arxiv.org/abs/1711.05101). All parameters move
  * into a few flat buffers, and stay the same tensors: one launch per buffer does the step. A parameter without a
  * gradient is left as it is. Frozen ones (`requiresGrad` false) take no part and no memory.
+ *
+ * Averages in fewer bits follow Dettmers et al., "8-bit optimizers via block-wise quantization"
+ * (https://arxiv.org/abs/2110.02861), with blocks of 64, square-law codes and rounding by chance, decided by the step's
+ * number: a run that goes on has the bits of one that never stopped.
+ *
+ * With `scaling`, give `backward` the scale (`loss.backward(optimizer.lossScale)`): the step divides by it, is skipped
+ * where the gradient is not finite, and then halves it; all on the GPU (Micikevicius et al., "Mixed precision training",
+ * https://arxiv.org/abs/1710.03740). A skipped step counts as a step.
  */
 export class AdamW {
   readonly engine: Engine;
@@ -97,19 +124,19 @@ export class AdamW {
   readonly names: readonly string[];
   /** Steps taken so far. */
   steps = 0;
+  private rate: number;
   private readonly list: Named[];
   private readonly frozen: Named[];
-  private readonly options: Required<AdamWOptions>;
+  private readonly options: Required<Omit<AdamWOptions, "lr" | "scaling">> & { window: number };
   private readonly parameters: Flat;
   private readonly gradients: Flat;
-  private readonly mean: Flat;
-  private readonly square: Flat;
-  private readonly views: Record<string, Tensor> = {};
+  private readonly store: Store;
+  private readonly schedule: Schedule;
 
   constructor(parameters: Parameters, options: AdamWOptions = {}) {
-    checkOptions("adamw", options, ["lr", "betas", "eps", "weightDecay"]);
-    const { lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0.01 } = options;
-    rate("adamw", lr);
+    checkOptions("adamw", options, ["lr", "betas", "eps", "weightDecay", "state", "scaling"]);
+    const { lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0.01, state = "f32", scaling } = options;
+    this.rate = checkRate("adamw", lr);
     for (const [i, beta] of betas.entries()) within("adamw", `betas[${i}]`, beta, beta >= 0 && beta < 1, "in [0, 1)");
     within("adamw", "eps", eps, eps > 0 && Number.isFinite(eps), "a finite number above 0");
     within(
@@ -119,7 +146,13 @@ export class AdamW {
       weightDecay >= 0 && Number.isFinite(weightDecay),
       "a finite number from 0 up",
     );
-    this.options = { lr, betas, eps, weightDecay };
+    if (!(state in BITS)) throw new ConfigError(`adamw: state must be "f32", "f16" or "8bit": got "${state}".`);
+    checkOptions("adamw.scaling", scaling ?? {}, ["initial", "window"]);
+    const { initial = 65536, window = scaling ? 200 : 0 } = scaling ?? {};
+    within("adamw.scaling", "initial", initial, initial > 0 && Number.isFinite(initial), "a finite number above 0");
+    if (scaling)
+      within("adamw.scaling", "window", window, Number.isInteger(window) && window > 0, "a whole number above 0");
+    this.options = { betas, eps, weightDecay, state, window };
     const { all, list } = trained("adamw", parameters);
     this.list = list;
     this.frozen = all.filter((p) => !list.includes(p));
@@ -130,13 +163,29 @@ export class AdamW {
       "adamw",
     );
     this.gradients = this.parameters.like("gradients", "gradients");
-    this.mean = this.parameters.like("optimizer", "adamw mean");
-    this.square = this.parameters.like("optimizer", "adamw square");
-    list.forEach(({ name, tensor }, i) => {
+    this.store = new Store(this.parameters, list, state);
+    this.schedule = new Schedule(this.engine, scaling ? initial : 1);
+    list.forEach(({ tensor }, i) => {
       tensor.gradPlace = this.gradients.view(i, tensor.shape, "gradient");
-      this.views[`exp_avg.${name}`] = this.mean.view(i, tensor.shape, "adamw");
-      this.views[`exp_avg_sq.${name}`] = this.square.view(i, tensor.shape, "adamw");
     });
+  }
+
+  /** Rate of the next steps, compiled ones too: nothing is traced anew. */
+  get lr(): number {
+    return this.rate;
+  }
+  set lr(lr: number) {
+    this.rate = checkRate("adamw", lr);
+  }
+
+  /** What the loss is to be multiplied by, f32 [] on the GPU; undefined without `scaling`. */
+  get lossScale(): Tensor | undefined {
+    return this.options.window ? this.schedule.scale : undefined;
+  }
+
+  /** f32 [3]: loss scale, good steps since it last changed, steps skipped so far; undefined without `scaling`. */
+  get scaling(): Tensor | undefined {
+    return this.options.window ? this.schedule.scaling : undefined;
   }
 
   /** Brings gradients that lie elsewhere into their places, and clears the places of parameters without one. */
@@ -165,15 +214,13 @@ export class AdamW {
   }
 
   /**
-   * One step. Records launches and reads nothing back.
-   * @param options.lr the rate of this step
+   * One step at the rate `lr`. Records launches and reads nothing back. Fit for compiled functions, once in each.
    * @param options.clip largest global norm of the gradient: it is scaled by min(1, clip / (norm + 1e-6)); 0 clips nothing
    * @returns the norm before clipping, f32 []. When it is not finite, parameters and averages are left as they were.
    */
-  step(options: { lr?: number; clip?: number } = {}): { norm: Tensor } {
-    checkOptions("adamw.step", options, ["lr", "clip"]);
-    const { lr = this.options.lr, clip = 0 } = options;
-    rate("adamw.step", lr);
+  step(options: { clip?: number } = {}): { norm: Tensor } {
+    checkOptions("adamw.step", options, ["clip"]);
+    const { clip = 0 } = options;
     within(
       "adamw.step",
       "clip",
@@ -187,29 +234,20 @@ export class AdamW {
         throw new EspalierError(
           `adamw.step: parameter "${name}" was frozen when the optimizer was made; make it anew to train it.`,
         );
+    oncePerCall("adamw.step", this.engine, this);
+    const { schedule, store } = this;
+    const { betas, eps, weightDecay, window } = this.options;
     const has = this.gather();
     const norm = globalNorm(this.gradients.chunks);
-    this.steps++;
-    const { betas, eps, weightDecay } = this.options;
-    for (const { chunk, first, count } of this.parameters.runs(has))
-      launchAdamW(
-        this.parameters.chunks[chunk],
-        this.gradients.chunks[chunk],
-        this.mean.chunks[chunk],
-        this.square.chunks[chunk],
-        norm,
-        {
-          first,
-          count,
-          lr,
-          betas,
-          eps,
-          weightDecay,
-          t: this.steps,
-          clip,
-        },
-      );
-    return { norm };
+    this.engine.eachCall(() => schedule.set(++this.steps, { lr: this.rate, betas, weightDecay }));
+    for (const { chunk, first, count } of this.parameters.runs(has)) {
+      const [param, grad] = [this.parameters.chunks[chunk], this.gradients.chunks[chunk]];
+      launchAdamW(param, grad, store.chunks[chunk], norm, schedule, { first, count, betas, eps, clip });
+    }
+    if (!window) return { norm };
+    const unscaled = launchRescale(norm, schedule, window);
+    norm.dispose();
+    return { norm: unscaled };
   }
 
   /** Drops all gradients. */
@@ -220,9 +258,14 @@ export class AdamW {
     }
   }
 
-  /** The averages as `exp_avg.NAME` and `exp_avg_sq.NAME`, PyTorch's words, and the step count. */
+  /**
+   * The step count, and the averages by PyTorch's words: `exp_avg.NAME` and `exp_avg_sq.NAME` in f32; or their codes, u32
+   * words, with `exp_avg_scale.NAME`, [blocks, 2]: the largest mean and the largest root of a square in each 64 numbers.
+   * With `scaling` also `loss_scale`.
+   */
   state(): OptimizerState {
-    return { steps: this.steps, tensors: { ...this.views } };
+    const { scaling } = this;
+    return { steps: this.steps, tensors: { ...this.store.views, ...(scaling && { loss_scale: scaling }) } };
   }
 
   /**
@@ -232,7 +275,7 @@ export class AdamW {
    */
   async load(steps: number, source: StateSource, prefix = ""): Promise<void> {
     within("adamw.load", "steps", steps, Number.isSafeInteger(steps) && steps >= 0, "a whole number from 0 up");
-    await loadTensors(this.engine, this.views, source, { prefix });
+    await loadTensors(this.engine, this.state().tensors, source, { prefix });
     this.steps = steps;
   }
 
@@ -246,115 +289,16 @@ export class AdamW {
       tensor.gradPlace?.dispose();
       tensor.gradPlace = undefined;
     }
-    for (const t of Object.values(this.views)) t.dispose();
-    for (const flat of [this.parameters, this.gradients, this.mean, this.square]) flat.release();
+    this.store.dispose();
+    this.schedule.dispose();
+    for (const flat of [this.parameters, this.gradients]) flat.release();
   }
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
 
-/** Settings of an average of weights. */
-export interface EMAOptions {
-  /** Share of the average that one update keeps. Default 0.9999. */
-  decay?: number;
-  /** Keep at most (1 + n) / (10 + n) in update n, counted from 0, so that the start is soon forgotten. Default false. */
-  warmup?: boolean;
-}
-
-/**
- * An exponential moving average of trained parameters, in f32: average = decay · average + (1 - decay) · parameter,
- * one launch per flat buffer. It begins as an exact copy.
- */
-export class EMA {
-  readonly engine: Engine;
-  /** The averages by parameter name. They belong to this object. */
-  readonly params: Readonly<Record<string, Tensor>>;
-  /** Updates so far. */
-  updates = 0;
-  private readonly list: Named[];
-  private readonly options: Required<EMAOptions>;
-  private readonly parameters: Flat;
-  private readonly shadow: Flat;
-  private inUse = false;
-
-  /** @param parameters the same, in the same order, as the optimizer's: both then share the flat buffers. */
-  constructor(parameters: Parameters, options: EMAOptions = {}) {
-    checkOptions("ema", options, ["decay", "warmup"]);
-    const { decay = 0.9999, warmup = false } = options;
-    within("ema", "decay", decay, decay >= 0 && decay < 1, "in [0, 1)");
-    this.options = { decay, warmup };
-    this.list = trained("ema", parameters).list;
-    this.engine = this.list[0].tensor.engine;
-    this.parameters = Flat.over(
-      this.list.map(({ tensor }) => tensor),
-      "ema",
-    );
-    this.shadow = this.parameters.like("optimizer", "ema");
-    this.shadow.copyFrom(this.parameters);
-    this.params = Object.fromEntries(
-      this.list.map(({ name, tensor }, i) => [name, this.shadow.view(i, tensor.shape, "ema")]),
-    );
-  }
-
-  /** Takes in the parameters' values of now. Call it after each optimizer step. */
-  update(): void {
-    checkHomes("ema.update", this.parameters, this.list);
-    const { decay, warmup } = this.options;
-    const n = this.updates++;
-    const keep = warmup ? Math.min(decay, (1 + n) / (10 + n)) : decay;
-    for (const [k, shadow] of this.shadow.chunks.entries()) launchEma(shadow, this.parameters.chunks[k], keep);
-  }
-
-  /** True while the model computes with the averages. */
-  get swapped(): boolean {
-    return this.inUse;
-  }
-
-  /** Lets the model compute with the averages, or, called again, with its own weights. No number moves. */
-  swap(): void {
-    if (!this.inUse) checkHomes("ema.swap", this.parameters, this.list);
-    this.inUse = !this.inUse;
-    const to = this.inUse ? this.shadow : this.parameters;
-    for (const { storage } of this.shadow.chunks) storage.owned.owner = this.inUse ? "parameters" : "optimizer";
-    for (const [i, { tensor }] of this.list.entries())
-      tensor.point(to.chunks[to.slots[i].chunk].storage, to.slots[i].offset);
-  }
-
-  /** Runs `f` while the model computes with the averages. */
-  async use<T>(f: () => T | Promise<T>): Promise<T> {
-    this.swap();
-    try {
-      return await f();
-    } finally {
-      this.swap();
-    }
-  }
-
-  /** Update count and averages, for checkpoints. */
-  state(): { updates: number; tensors: Readonly<Record<string, Tensor>> } {
-    return { updates: this.updates, tensors: this.params };
-  }
-
-  /**
-   * Takes up a state again.
-   * @param source an open safetensors file, or tensors by name
-   * @throws StateError naming what does not fit, before anything is overwritten
-   */
-  async load(updates: number, source: StateSource, prefix = ""): Promise<void> {
-    within("ema.load", "updates", updates, Number.isSafeInteger(updates) && updates >= 0, "a whole number from 0 up");
-    await loadTensors(this.engine, this.params, source, { prefix });
-    this.updates = updates;
-  }
-
-  /** Gives the averages back; the model has its own weights again. */
-  dispose(): void {
-    if (this.inUse && this.list.every(({ tensor }) => !tensor.isDisposed)) this.swap();
-    for (const t of Object.values(this.params)) t.dispose();
-    this.shadow.release();
-    this.parameters.release();
-  }
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
+function checkRate(subject: string, lr: number): number {
+  within(subject, "lr", lr, Number.isFinite(lr) && lr >= 0, "a finite number from 0 up");
+  return lr;
 }

@@ -27,29 +27,38 @@ export type Averages =
   | { bits: 32; mean: Tensor; square: Tensor }
   | { bits: 16 | 8; mean: Tensor; square: Tensor; scales: Tensor };
 
+/** Where the GPU's half of a schedule begins, in elements: a binding may begin there. */
+const GPU_HALF = 64;
+
 /**
- * What changes from step to step, eight numbers in a buffer that the host writes before each step: launches stay equal.
- * The second half is the loss scale's, which only the GPU writes.
+ * What changes from step to step, in a buffer that the host writes before each step: launches stay equal. The loss scale
+ * lies beside it, which only the GPU writes.
  */
 export class Schedule {
-  /** f32 [8]: decay, rate, root, step (u32), loss scale, good steps since it changed, skipped steps, unused. */
+  /** f32: decay, rate, root, step (u32); from element 64 on what `scaling` shows. */
   readonly numbers: Tensor;
+  /** f32 [3]: loss scale, good steps since it last changed, steps skipped so far. */
+  readonly scaling: Tensor;
+  /** f32 []: the loss scale. */
+  readonly scale: Tensor;
 
   constructor(engine: Engine, scale: number) {
-    this.numbers = engine.empty([8], "f32", "schedule", "optimizer").keep();
-    engine.write(this.numbers, new Uint8Array(Float32Array.of(0, 0, 0, 0, scale, 0, 0, 0).buffer));
+    this.numbers = engine.empty([GPU_HALF + 4], "f32", "schedule", "optimizer").keep();
+    this.scaling = this.numbers.view([3], [1], GPU_HALF, "loss scale").keep();
+    this.scale = this.numbers.view([], [], GPU_HALF, "loss scale").keep();
+    engine.write(this.scaling, new Uint8Array(Float32Array.of(scale, 0, 0).buffer));
   }
 
   /** Writes the numbers of step `t`, from 1. */
   set(t: number, { lr, betas, weightDecay }: { lr: number; betas: readonly [number, number]; weightDecay: number }) {
     const bytes = new ArrayBuffer(16);
-    new Float32Array(bytes).set([
-      1 - lr * weightDecay,
-      lr / (1 - betas[0] ** t),
-      1 / Math.sqrt(1 - betas[1] ** t),
-    ]);
+    new Float32Array(bytes).set([1 - lr * weightDecay, lr / (1 - betas[0] ** t), 1 / Math.sqrt(1 - betas[1] ** t)]);
     new Uint32Array(bytes)[3] = t;
     this.numbers.engine.write(this.numbers, new Uint8Array(bytes));
+  }
+
+  dispose(): void {
+    for (const t of [this.scale, this.scaling, this.numbers]) t.dispose();
   }
 }
 
@@ -65,7 +74,12 @@ export function launchAdamW(
   const params = { first, count, beta1, beta2, rest1: 1 - beta1, rest2: 1 - beta2, eps, clip };
   if (averages.bits === 32) {
     const { mean: m, square: v } = averages;
-    param.engine.launch(kernel("update", source, "adamw"), { norm, grad, m, v, param, schedule }, params, groups(count));
+    param.engine.launch(
+      kernel("update", source, "adamw"),
+      { norm, grad, m, v, param, schedule },
+      params,
+      groups(count),
+    );
     return;
   }
   const { bits, mean, square, scales } = averages;
@@ -88,10 +102,10 @@ export function launchRescale(norm: Tensor, { numbers }: Schedule, window: numbe
   return unscaled;
 }
 
-/** shadow = mix[0] · shadow + mix[1] · param over flat f32 buffers. */
-export function launchEma(shadow: Tensor, param: Tensor, mix: Tensor): void {
+/** shadow = shares[0] · shadow + shares[1] · param over flat f32 buffers. */
+export function launchEma(shadow: Tensor, param: Tensor, shares: Tensor): void {
   const count = Math.ceil(shadow.size / 4);
-  shadow.engine.launch(kernel("update", source, "ema"), { source: param, shadow, mix }, { count }, groups(count));
+  shadow.engine.launch(kernel("update", source, "ema"), { source: param, shadow, shares }, { count }, groups(count));
 }
 
 /**

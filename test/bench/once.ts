@@ -21,12 +21,12 @@ const setup = await newSetup(engine, config, source);
 const { batchSize } = config.train;
 const batches = new Batches(source.dataset, setup.text, { batchSize, ...dropoutOf(config, setup), seed: 1 });
 const batch = await batches.get(0);
-const optimizer = new AdamW(Object.fromEntries(setup.model.namedParameters()));
+const optimizer = new AdamW(Object.fromEntries(setup.model.namedParameters()), { lr: 1e-4 });
 await engine.finish();
 const model = lap();
 const step = engine.compile(() => {
   const loss = lossOf(setup, batch, Key.from(3));
-  optimizer.step({ lr: 1e-4, clip: 1 });
+  optimizer.step({ clip: 1 });
   optimizer.zeroGrad();
   return loss.detach();
 });

@@ -90,7 +90,8 @@ async function follow({ name, objective, steps, rate, warmup, draws }: Course): 
       const output = model.forward(xt, objective.timesteps(times), upload(at("y")), upload(at("mask")), { drop });
       const { loss, parts } = objective.loss(output, sample);
       loss.backward();
-      const { norm } = optimizer.step({ lr: rate(i), clip: 1 });
+      optimizer.lr = rate(i);
+      const { norm } = optimizer.step({ clip: 1 });
       optimizer.zeroGrad();
       ema.update();
       for (const t of [loss, norm, ...Object.values(parts)]) t.keep();

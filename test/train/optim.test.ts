@@ -50,7 +50,8 @@ test("steps equal a float64 AdamW; clipping, changing rates, a parameter without
     }
     const norm = Math.sqrt(used.reduce((s, n) => s + g[n].reduce((q, x) => q + x * x, 0), 0));
     const [lr, clip] = [1e-2 / t, t % 2 ? 3 : 0];
-    const { norm: got } = optimizer.step({ lr, clip });
+    optimizer.lr = lr;
+    const { norm: got } = optimizer.step({ clip });
     assert.ok(Math.abs((await got.item()) / norm - 1) < 1e-6);
     for (const n of used)
       reference(want[n], g[n], m[n], v[n], t, { lr, wd: 0.1, scale: clip ? Math.min(1, clip / (norm + 1e-6)) : 1 });
@@ -108,7 +109,8 @@ test("a minimum is found", async () => {
   for (let i = 0; i < 300; i++)
     engine.scope(() => {
       x.sub(target).square().sum().backward();
-      optimizer.step({ lr: 0.1 * (1 - i / 300) });
+      optimizer.lr = 0.1 * (1 - i / 300);
+      optimizer.step();
       optimizer.zeroGrad();
     });
   (await x.data()).forEach((v, i) => {
@@ -272,7 +274,7 @@ test("what an optimizer cannot take is refused", () => {
   const x = engine.tensor([1, 2]).setRequiresGrad();
   assert.throws(
     () => new AdamW({ x }, { weight_decay: 1 } as object),
-    /adamw: unknown option "weight_decay"; did you mean "weightDecay"\? \(lr, betas, eps, weightDecay\)/,
+    /adamw: unknown option "weight_decay"; did you mean "weightDecay"\? \(lr, betas, eps, weightDecay, state, scaling\)/,
   );
   assert.throws(() => new AdamW({ x }, { lr: -1 }), /adamw: lr must be a finite number from 0 up: got -1/);
   assert.throws(() => new AdamW({ x }, { betas: [0.9, 1] }), /adamw: betas\[1\] must be in \[0, 1\): got 1/);
@@ -299,7 +301,10 @@ test("what an optimizer cannot take is refused", () => {
   assert.equal(optimizer.names, ["x"]);
   assert.throws(() => optimizer.step(), /adamw: no parameter has a gradient; call backward\(\) before step/);
   assert.throws(() => optimizer.step({ clip: Number.NaN }), /adamw\.step: clip must be/);
-  assert.throws(() => optimizer.step({ learningRate: 1 } as object), /adamw\.step: unknown option "learningRate"/);
+  assert.throws(() => optimizer.step({ lr: 1 } as object), /adamw\.step: unknown option "lr"/);
+  assert.throws(() => {
+    optimizer.lr = Number.NaN;
+  }, /adamw: lr must be a finite number from 0 up: got NaN/);
   frozen.setRequiresGrad();
   assert.throws(() => optimizer.step(), /adamw\.step: parameter "frozen" was frozen when the optimizer was made/);
   const other = new AdamW({ x, frozen });
