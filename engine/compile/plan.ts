@@ -113,7 +113,7 @@ export class Plan {
     this.commands = this.fill(commands);
     const [lives, outside] = this.lives(outputs, trace.made);
     this.outside = outside.map((storage) => ({ storage, life: storage.life, shown: storage.shown }));
-    const { homes, release } = slots.assign(lives);
+    const { homes, release } = this.settle(slots, lives);
     this.homes = homes;
     this.giveBack = release;
     const align = engine.queue.limits.minUniformBufferOffsetAlignment;
@@ -201,6 +201,16 @@ export class Plan {
     });
     for (const storage of outputs) touch(storage, this.commands.length);
     return [[...lives.values()], [...outside]];
+  }
+
+  /** Where memory is short, nothing is held on to. */
+  private settle(slots: Slots, lives: readonly Life[]): ReturnType<Slots["assign"]> {
+    try {
+      return slots.assign(lives);
+    } catch (error) {
+      for (const s of this.own.splice(0)) s.release();
+      throw error;
+    }
   }
 
   private at(b: Bound): Bound {

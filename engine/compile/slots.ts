@@ -29,7 +29,12 @@ export class Slots {
       for (const { storage } of this.slots)
         if (storage.bytes >= bytes && (!best || storage.bytes < best.bytes) && free(storage, life)) best = storage;
       if (!best) {
-        best = this.memory.take(bytes, "plan", owned.what);
+        try {
+          best = this.memory.take(bytes, "plan", owned.what);
+        } catch (error) {
+          this.giveBack();
+          throw error;
+        }
         this.slots.push({ storage: best, users: 0 });
       }
       homes.set(life.storage, best);
@@ -42,12 +47,17 @@ export class Slots {
     return {
       homes,
       release: () => {
-        for (const slot of mine.splice(0)) {
-          if (--slot.users > 0) continue;
-          this.slots.splice(this.slots.indexOf(slot), 1);
-          slot.storage.release();
-        }
+        for (const slot of mine.splice(0)) slot.users--;
+        this.giveBack();
       },
     };
+  }
+
+  /** Gives up what no plan uses. */
+  private giveBack(): void {
+    for (const slot of this.slots.filter(({ users }) => users === 0)) {
+      this.slots.splice(this.slots.indexOf(slot), 1);
+      slot.storage.release();
+    }
   }
 }
