@@ -46,6 +46,9 @@ export function posTable1d(width: number, frames: number, scale = 1): Float32Arr
 const CODE = 256;
 const frequency = (k: number): number => Math.exp((-Math.log(10000) * k) / (CODE / 2));
 
+/** What a model takes as its timestep: times [B], on the host (exact) or the GPU, or their codes [B, 256]. */
+export type Times = ArrayLike<number> | Tensor;
+
 /** [cos(t f_0) …, sin(t f_0) …] of each time, [times, 256] on the host, f_k = 10000^(-k / 128). Computed in float64. */
 export function timestepCode(times: ArrayLike<number>): Float32Array {
   const half = CODE / 2;
@@ -84,6 +87,16 @@ export function timestepCodeOf(times: Tensor): Tensor {
   });
 }
 
+/** The exact codes of times [B] on the GPU, [B, 256]: an input for functions that are compiled once for all times. */
+export const timestepCodes = (engine: Engine, times: ArrayLike<number>): Tensor =>
+  engine.tensor(timestepCode(times), [times.length, CODE]);
+
+const isCode = (times: Tensor): boolean => times.rank === 2 && times.shape[1] === CODE;
+const codeOf = (times: Tensor): Tensor => (isCode(times) ? times : timestepCodeOf(times)); // [B, 256]
+
+export const countTimes = (times: Times): number =>
+  times instanceof Tensor ? (isCode(times) ? times.shape[0] : times.size) : times.length;
+
 /** A time of the 1000-step scale to a vector: sinusoidal code, Linear, SiLU, Linear. */
 export class TimestepEmbedder extends Module {
   static override readonly names = { linear1: "mlp.0", linear2: "mlp.2" };
@@ -97,10 +110,9 @@ export class TimestepEmbedder extends Module {
     this.linear2 = new Linear(engine, width, width, { ...options, weightInit: normal(0.02), key: key?.fold(1) });
   }
 
-  /** Times [B], on the host (exact) or the GPU, to [B, C]. */
-  forward(times: ArrayLike<number> | Tensor): Tensor {
-    const code =
-      times instanceof Tensor ? timestepCodeOf(times) : this.engine.tensor(timestepCode(times), [times.length, CODE]); // [B, 256]
+  /** To [B, C]. */
+  forward(times: Times): Tensor {
+    const code = times instanceof Tensor ? codeOf(times) : timestepCodes(this.engine, times); // [B, 256]
     const h = this.linear1.forward(to(code, this.linear1.bias!.dtype), "silu"); // [B, C]
     return this.linear2.forward(h); // [B, C]
   }

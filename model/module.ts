@@ -314,6 +314,11 @@ export abstract class Module {
     };
   }
 
+  /** Whether hooks look at it or at a part of it: it is then to run op by op, since a compiled run calls no hooks. */
+  get isWatched(): boolean {
+    return [...this.namedModules().values()].some((m) => m.#hooks.length > 0 || m.#taps.length > 0);
+  }
+
   #unmatched(subject: string, pattern: string, names: string[]): EspalierError {
     const guess = isPattern(pattern) ? undefined : nearest(pattern, names);
     return new EspalierError(

@@ -7,12 +7,12 @@ import {
   type Shape,
   ShapeError,
   silu,
-  Tensor,
+  type Tensor,
   to,
 } from "../engine/index.js";
 import { FinalLayer, type LanguageInput, STDiTBlock } from "./block.js";
 import { outChannels, type STDiTConfig, stditConfig } from "./config.js";
-import { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder } from "./embed.js";
+import { CaptionEmbedder, countTimes, posTable1d, posTable2d, type Times, TimestepEmbedder } from "./embed.js";
 import type { GrowthRecord } from "./growth.js";
 import { biasUniform, normal, xavierUniform, zeros } from "./init.js";
 import type { LanguageRecord } from "./language.js";
@@ -137,13 +137,13 @@ export class STDiT extends Module {
 
   /**
    * @param x noisy latent [B, inChannels, T, H, W]; T, H and W may be any multiples of the patch
-   * @param timestep [B] on the 0 … 999 scale; host numbers (exact) or a GPU tensor
+   * @param timestep [B] on the 0 … 999 scale; host numbers (exact), a GPU tensor, or their `timestepCodes` [B, 256]
    * @param y captions [B, L, D] or [B, 1, L, D]
    * @param mask integers [M, L], zero where a caption has no token; repeated when M divides B. None: all are used.
    * @returns [B, inChannels, T, H, W] f32, with twice the channels where variances are learned
    * @throws ShapeError naming the input that does not fit, before GPU work
    */
-  forward(x: Tensor, timestep: ArrayLike<number> | Tensor, y: Tensor, mask?: Tensor, call: STDiTCall = {}): Tensor {
+  forward(x: Tensor, timestep: Times, y: Tensor, mask?: Tensor, call: STDiTCall = {}): Tensor {
     const { config, dtype } = this;
     const C = config.hidden;
     this.#check(x, timestep, y, mask);
@@ -198,7 +198,7 @@ export class STDiT extends Module {
     return { y: this.yEmbedderLlm!.forward(caption, call.drop), mask: call.mask && this.#tile(call.mask, B) };
   }
 
-  #check(x: Tensor, timestep: ArrayLike<number> | Tensor, y: Tensor, mask?: Tensor): void {
+  #check(x: Tensor, timestep: Times, y: Tensor, mask?: Tensor): void {
     const { inChannels, captionChannels, patch } = this.config;
     if (x.rank !== 5 || x.shape[1] !== inChannels)
       throw new ShapeError(`stdit: x must be [B, ${inChannels}, T, H, W]: got ${list(x.shape)}.`);
@@ -207,7 +207,7 @@ export class STDiT extends Module {
       throw new ShapeError(
         `stdit: frames, rows and columns must be multiples of the patch: got ${sizes.join(", ")} with patch ${patch.join(", ")}; take ${sizes.map((n, i) => Math.max(1, Math.ceil(n / patch[i])) * patch[i]).join(", ")}.`,
       );
-    const times = timestep instanceof Tensor ? timestep.size : timestep.length;
+    const times = countTimes(timestep);
     if (times !== B) throw new ShapeError(`stdit: needs one timestep a sample: got ${times} for a batch of ${B}.`);
     this.#checkCaption("", B, captionChannels, y, mask);
   }

@@ -1,20 +1,25 @@
 import { add, ConfigError, type Key, normal, type Tensor } from "../../engine/index.js";
 import type { DiffusionTables } from "../schedule.js";
-import { believe, needKey, type ScheduleOptions, scaledSum, scheduleTables } from "./steps.js";
-import { type Predict, type Step, Walk } from "./walk.js";
+import { BELIEFS, beliefs, believe, needKey, type ScheduleOptions, scaledSum, scheduleTables } from "./steps.js";
+import { type Factor, type Predict, type Step, Walk } from "./walk.js";
 
-/** x_{i-1} from believed data and noise: deterministic for η = 0; `z` is needed for η > 0 unless i = 0. */
-export function ddimStep(tables: DiffusionTables, i: number, x0: Tensor, eps: Tensor, eta = 0, z?: Tensor): Tensor {
+/** Step i's numbers for `ddimStep`: factors of data, believed noise and new noise. The last is 0 for η = 0 and for i = 0. */
+export function ddimNumbers(tables: DiffusionTables, i: number, eta = 0): [number, number, number] {
   const [abar, prev] = [tables.alphasCumprod[i], tables.alphasCumprodPrev[i]];
   const sigma = eta * Math.sqrt((1 - prev) / (1 - abar)) * Math.sqrt(1 - abar / prev);
-  const mean = scaledSum(x0, Math.sqrt(prev), eps, Math.sqrt(Math.max(0, 1 - prev - sigma ** 2))); // as x0
-  return z && i > 0 && sigma > 0 ? add(mean, z.mul(sigma)) : mean;
+  return [Math.sqrt(prev), Math.sqrt(Math.max(0, 1 - prev - sigma ** 2)), i > 0 ? sigma : 0];
 }
 
-/** x_{i+1} from believed data and noise: the deterministic step backwards, from data to noise. */
-export function ddimReverseStep(tables: DiffusionTables, i: number, x0: Tensor, eps: Tensor): Tensor {
+/** x_{i-1} from believed data and noise; deterministic without new noise `z`. */
+export function ddimStep([a, b, sigma]: readonly Factor[], x0: Tensor, eps: Tensor, z?: Tensor): Tensor {
+  const mean = scaledSum(x0, a, eps, b); // as x0
+  return z ? add(mean, z.mul(sigma)) : mean;
+}
+
+/** The same for the deterministic step backwards to x_{i+1}, from data to noise. */
+export function ddimReverseNumbers(tables: DiffusionTables, i: number): [number, number] {
   const next = tables.alphasCumprodNext[i];
-  return scaledSum(x0, Math.sqrt(next), eps, Math.sqrt(1 - next)); // as x0
+  return [Math.sqrt(next), Math.sqrt(1 - next)];
 }
 
 /**
@@ -33,14 +38,17 @@ export async function* ddim(
   const { eta = 0 } = options;
   if (!(eta >= 0 && eta <= 1)) throw new ConfigError(`ddim: eta must lie in [0, 1]: got ${eta}.`);
   const key = eta > 0 ? needKey("ddim", options.key, "eta above 0 adds noise in every step") : undefined;
-  const walk = new Walk("ddim", noise, tables.steps, options.signal);
+  const walk = new Walk("ddim", noise, tables.steps, options.signal, predict);
+  const move = walk.formula((c, x: Tensor, output: Tensor, z: Tensor | undefined) => {
+    const { x0, eps } = believe(c, x, output, options); // [B, C, T, H, W] each
+    return { x: ddimStep(c.slice(BELIEFS), x0, eps, z), x0, eps }; // [B, C, T, H, W]
+  });
   try {
     for (let i = tables.steps - 1; i >= 0; i--) {
       const t = tables.timestepMap[i];
       yield await walk.step(t, (x) => {
-        const { x0, eps } = believe(tables, i, x, predict(x, t), options); // [B, C, T, H, W] each
         const z = key && i > 0 ? normal(x.engine, key.fold(i), x.shape) : undefined; // [B, C, T, H, W]
-        return { x: ddimStep(tables, i, x0, eps, eta, z), x0, eps }; // [B, C, T, H, W]
+        return move([...beliefs(tables, i, options), ...ddimNumbers(tables, i, eta)], x, predict(x, t), z);
       });
     }
   } finally {
@@ -59,14 +67,17 @@ export async function* ddimReverse(
 ): AsyncGenerator<Step, void> {
   const tables = scheduleTables("ddimReverse", options, 50);
   // From the last step the way leads to ᾱ = 0, pure noise, where the deterministic path ends.
-  const walk = new Walk("ddimReverse", data, tables.steps - 1, options.signal);
+  const walk = new Walk("ddimReverse", data, tables.steps - 1, options.signal, predict);
+  const move = walk.formula((c, x: Tensor, output: Tensor) => {
+    const { x0, eps } = believe(c, x, output, options); // [B, C, T, H, W] each
+    return { x: ddimStep(c.slice(BELIEFS), x0, eps), x0, eps }; // [B, C, T, H, W]
+  });
   try {
     for (let i = 0; i < tables.steps - 1; i++) {
       const t = tables.timestepMap[i];
-      yield await walk.step(t, (x) => {
-        const { x0, eps } = believe(tables, i, x, predict(x, t), options); // [B, C, T, H, W] each
-        return { x: ddimReverseStep(tables, i, x0, eps), x0, eps }; // [B, C, T, H, W]
-      });
+      yield await walk.step(t, (x) =>
+        move([...beliefs(tables, i, options), ...ddimReverseNumbers(tables, i)], x, predict(x, t)),
+      );
     }
   } finally {
     walk.end();

@@ -1,4 +1,5 @@
 import { add, ConfigError, cat, checkOptions, OutOfMemoryError, split, sub, type Tensor } from "../../engine/index.js";
+import { timestepCodes } from "../embed.js";
 import type { LanguageCall, STDiT } from "../stdit.js";
 import type { Predict } from "./walk.js";
 
@@ -38,8 +39,8 @@ function predictions(model: STDiT, y: Tensor, mask: Tensor | undefined, language
   const join = (list: Tensor[]) => (list.length === 1 ? model.engine.dense(list[0]) : cat(list, 0));
   const captions = flat(y); // [B, L, D]
   const second = language && flat(language.y); // [B, L', D']
-  /** [B, out, T, H, W] for each of `seen`, from one run. */
-  const run = (seen: readonly Seen[], x: Tensor, timestep: number): Tensor[] => {
+  /** [B, out, T, H, W] for each of `seen`, from one run; `code` is the time's, [B, 256]. */
+  const run = (seen: readonly Seen[], x: Tensor, code: Tensor): Tensor[] => {
     const [B] = x.shape;
     const nulls = model.yEmbedder.nullCaption(B, captions.shape[1]).to(captions.dtype); // [B, L, D]
     const given = join(seen.map((s) => (s === "none" ? nulls : captions))); // [nB, L, D]
@@ -53,11 +54,11 @@ function predictions(model: STDiT, y: Tensor, mask: Tensor | undefined, language
         mask: language!.mask,
       },
     };
-    const times = Array<number>(seen.length * B).fill(timestep);
+    const times = join(seen.map(() => code)); // [nB, 256]
     const out = model.forward(join(seen.map(() => x)), times, given, mask, call); // [nB, out, T, H, W]
     return seen.length === 1 ? [out] : split(out, Array<number>(seen.length).fill(B), 0);
   };
-  return (seen: readonly Seen[], x: Tensor, timestep: number) => model.engine.scope(() => run(seen, x, timestep));
+  return (seen: readonly Seen[], x: Tensor, code: Tensor) => model.engine.scope(() => run(seen, x, code));
 }
 
 /**
@@ -68,6 +69,8 @@ function predictions(model: STDiT, y: Tensor, mask: Tensor | undefined, language
  * All outputs come from one run over the repeated batch, or from several; those whose weight is 0 are left out. A null
  * caption sees the mask of the caption that it stands for, as dropped captions do in training. Learned variances and
  * channels that are not guided are those of the output that sees every caption.
+ *
+ * The whole is one compiled function for all times, unless hooks watch the model. `dispose` gives its memory back.
  * @param y captions [B, L, D] or [B, 1, L, D]
  * @param mask [B, L], zero where a caption has no token
  * @throws ConfigError for a scale that is no number from 0, or second captions that the model lacks or does not read
@@ -98,22 +101,10 @@ export function guided(model: STDiT, y: Tensor, mask: Tensor | undefined, option
     ...(scale !== 1 ? (["none"] as const) : []),
   ];
   const predict = predictions(model, y, mask, language);
-  let apart = parts === 3;
-  const outputs = (seen: readonly Seen[], x: Tensor, timestep: number): Tensor[] => {
-    if (!apart) {
-      try {
-        return predict(seen, x, timestep);
-      } catch (error) {
-        if (parts === 1 || seen.length === 1 || !(error instanceof OutOfMemoryError)) throw error;
-        apart = true;
-      }
-    }
-    return seen.flatMap((s) => predict([s], x, timestep));
-  };
-  return (x, timestep) => {
-    const rest = (model.config.predSigma ? 2 : 1) * inChannels - channels;
-    const seen: Seen[] = rest > 0 && !weighed.includes("all") ? ["all", ...weighed] : weighed;
-    const found = outputs(seen, x, timestep); // [B, out, T, H, W] each
+  const rest = (model.config.predSigma ? 2 : 1) * inChannels - channels;
+  const seen: Seen[] = rest > 0 && !weighed.includes("all") ? ["all", ...weighed] : weighed;
+  const guide = (apart: boolean, x: Tensor, code: Tensor): Tensor => {
+    const found = apart ? seen.flatMap((s) => predict([s], x, code)) : predict(seen, x, code); // [B, out, T, H, W] each
     if (seen.length === 1) return found[0]; // [B, out, T, H, W]
     const of = (s: Seen) => split(found[seen.indexOf(s)], [channels, rest], 1); // [B, channels, …], [B, rest, …]
     const [first, ...further] = [...weighed].reverse(); // from what sees least
@@ -126,4 +117,21 @@ export function guided(model: STDiT, y: Tensor, mask: Tensor | undefined, option
     }
     return rest === 0 ? g : cat([g, of("all")[1]], 1); // [B, out, T, H, W]
   };
+  const { engine } = model;
+  const compiled = engine.compile(guide);
+  let apart = parts === 3;
+  const predictor = (x: Tensor, timestep: number): Tensor => {
+    const evaluate = model.isWatched ? guide : compiled;
+    const code = timestepCodes(engine, Array<number>(x.shape[0]).fill(timestep)); // [B, 256]
+    try {
+      return evaluate(apart, x, code); // [B, out, T, H, W]
+    } catch (error) {
+      if (apart || parts === 1 || seen.length === 1 || !(error instanceof OutOfMemoryError)) throw error;
+      apart = true;
+      return evaluate(apart, x, code); // [B, out, T, H, W]
+    } finally {
+      code.dispose();
+    }
+  };
+  return Object.assign(predictor, { dispose: () => compiled.dispose() });
 }

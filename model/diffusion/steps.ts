@@ -1,5 +1,6 @@
 import { add, ConfigError, checkOptions, clamp, type Key, ShapeError, split, type Tensor } from "../../engine/index.js";
 import { type DiffusionTables, diffusionTables, linearBetas, type Respacing } from "../schedule.js";
+import type { Factor } from "./walk.js";
 
 /** Options that the samplers of the 1000-step schedule share. */
 export interface ScheduleOptions {
@@ -33,13 +34,31 @@ export function needKey(name: string, key: Key | undefined, reason: string): Key
   return key;
 }
 
-/** Data and noise that a model's output stands for at step i, and the variance output where there is one. */
-export function believe(
+/** How many numbers `beliefs` gives. */
+export const BELIEFS = 4;
+
+/** Step i's numbers for `believe`: x_0 is the first · x + the second · output, ε the third · x + the fourth · x_0. */
+export function beliefs(
   tables: DiffusionTables,
   i: number,
+  { predicts = "eps" }: Pick<ScheduleOptions, "predicts"> = {},
+): number[] {
+  const k = tables.sqrtRecipm1AlphasCumprod[i];
+  return [
+    ...(predicts === "eps"
+      ? [tables.sqrtRecipAlphasCumprod[i], -k]
+      : [tables.sqrtAlphasCumprod[i], -tables.sqrtOneMinusAlphasCumprod[i]]),
+    tables.sqrtRecipAlphasCumprod[i] / k,
+    -1 / k,
+  ];
+}
+
+/** Data and noise that a model's output stands for, by a step's `beliefs`, and the variance output where there is one. */
+export function believe(
+  [a, b, c, d]: readonly Factor[],
   x: Tensor,
   output: Tensor,
-  { predicts = "eps", clip = false }: Pick<ScheduleOptions, "predicts" | "clip"> = {},
+  { clip = false }: Pick<ScheduleOptions, "clip"> = {},
 ): { x0: Tensor; eps: Tensor; v: Tensor | undefined } {
   const C = x.shape[1];
   const learned = output.shape[1] === 2 * C;
@@ -48,22 +67,13 @@ export function believe(
       `sampler: the output must have ${C} or ${2 * C} channels for latents of ${C}: got [${output.shape.join(", ")}].`,
     );
   const [given, v] = learned ? split(output, [C, C], 1) : [output, undefined]; // [B, C, T, H, W] each
-  let x0 =
-    predicts === "eps"
-      ? scaledSum(x, tables.sqrtRecipAlphasCumprod[i], given, -tables.sqrtRecipm1AlphasCumprod[i])
-      : scaledSum(x, tables.sqrtAlphasCumprod[i], given, -tables.sqrtOneMinusAlphasCumprod[i]); // as x
+  let x0 = scaledSum(x, a, given, b); // as x
   if (clip) x0 = clamp(x0, -1, 1);
   // Noise is taken from the data that is used, so that x stays a mixture of the two.
-  const eps = scaledSum(
-    x,
-    tables.sqrtRecipAlphasCumprod[i] / tables.sqrtRecipm1AlphasCumprod[i],
-    x0,
-    -1 / tables.sqrtRecipm1AlphasCumprod[i],
-  ); // as x
-  return { x0, eps, v };
+  return { x0, eps: scaledSum(x, c, x0, d), v }; // as x
 }
 
-/** a · x + b · y, with the factors in the launches: an uploaded factor would cut the batch of launches in two. */
-export function scaledSum(x: Tensor, a: number, y: Tensor, b: number): Tensor {
+/** a · x + b · y. */
+export function scaledSum(x: Tensor, a: Factor, y: Tensor, b: Factor): Tensor {
   return add(a === 1 ? x : x.mul(a), b === 1 ? y : y.mul(b));
 }

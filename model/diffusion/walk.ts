@@ -1,7 +1,12 @@
-import { AbortedError, type Tensor } from "../../engine/index.js";
+import { AbortedError, slice, type Tensor } from "../../engine/index.js";
 
-/** A model as samplers use it: the output for a noisy latent at a time of the 0 … 999 scale. */
-export type Predict = (x: Tensor, timestep: number) => Tensor;
+/** A model as samplers use it. */
+export interface Predict {
+  /** The output for a noisy latent at a time of the 0 … 999 scale. */
+  (x: Tensor, timestep: number): Tensor;
+  /** Gives back what it keeps between calls. A sampler calls it at its end; a later call of the predictor makes it anew. */
+  dispose?(): void;
+}
 
 /**
  * One step of a sampler. `x0` and `eps` (what the model believes is data and noise) are freed when the next step begins,
@@ -22,18 +27,45 @@ export interface Step {
 
 type Values = Pick<Step, "x" | "x0" | "eps">;
 
+/** A number of a formula: on the host, or [1] on the GPU, where one compiled formula serves all its values. */
+export type Factor = number | Tensor;
+
+/** A part of a sampler's step, compiled: the same formula in every step, with that step's numbers. */
+type Formula<A extends readonly unknown[], R> = (numbers: readonly number[], ...inputs: A) => R;
+
 /** The memory and the interruptions of a sampler's loop, so that samplers hold nothing but their formulas. */
 export class Walk {
   private last: Step | undefined;
   private i = 0;
+  private readonly compiled: { dispose(): void }[] = [];
 
   constructor(
     private readonly name: string,
     private readonly start: Tensor,
     private readonly steps: number,
     private readonly signal: AbortSignal | undefined,
+    private readonly predict: Predict,
   ) {
     start.check(name);
+  }
+
+  /**
+   * Compiles a formula of the sampler's own. What changes from step to step must come as numbers, or as inputs.
+   * @param f gets the numbers as factors, [1] each, and the inputs
+   */
+  formula<A extends readonly unknown[], R extends Partial<Values>>(
+    f: (numbers: readonly Tensor[], ...inputs: A) => R,
+  ): Formula<A, R> {
+    const { engine } = this.start;
+    const step = engine.compile(
+      (all: Tensor, ...inputs: A) =>
+        f(
+          Array.from({ length: all.size }, (_, k) => slice(all, 0, k, k + 1)),
+          ...inputs,
+        ) as any,
+    );
+    this.compiled.push(step);
+    return (numbers, ...inputs) => step(engine.tensor(Float32Array.from(numbers)), ...inputs);
   }
 
   /**
@@ -65,8 +97,13 @@ export class Walk {
     if (latent) this.last = undefined;
   }
 
-  /** Call when the loop is left in whatever way: the latent stays only when the last step was done. */
+  /**
+   * Call when the loop is left in whatever way: the latent stays only when the last step was done. What was compiled for
+   * the loop goes.
+   */
   end(): void {
+    this.predict.dispose?.();
+    for (const step of this.compiled.splice(0)) step.dispose();
     this.free(this.i < this.steps);
     this.last = undefined;
   }

@@ -1,6 +1,6 @@
 import { addcmul, type Engine, exp, Key, type Tensor } from "../../engine/index.js";
 import type { STDiTConfig } from "../../model/config.js";
-import { pMeanVariance } from "../../model/diffusion/ddpm.js";
+import { ddpmNumbers, pMeanVariance } from "../../model/diffusion/ddpm.js";
 import { guided } from "../../model/diffusion/guidance.js";
 import { addLanguage } from "../../model/language.js";
 import { diffusionTables, linearBetas } from "../../model/schedule.js";
@@ -179,7 +179,7 @@ export async function checkDual(engine: Engine, { tensors, metadata }: File): Pr
   for (let i = 4; i >= 0; i--) {
     const next = engine.noGrad(() =>
       engine.scope(() => {
-        const { mean, logVariance } = pMeanVariance(tables, i, z, predict(z, tables.timestepMap[i]));
+        const { mean, logVariance } = pMeanVariance(ddpmNumbers(tables, i), z, predict(z, tables.timestepMap[i]));
         return i === 0 ? mean : addcmul(mean, exp(logVariance.mul(0.5)), noise.slice(0, 4 - i, 5 - i).squeeze(0));
       }),
     ); // [B, C, T, H, W]

@@ -142,10 +142,11 @@ test("one batch or parts: equal results", async () => {
 
 test("auto runs in parts from the step on that does not fit the budget", async () => {
   const peakOf = async (on: Engine, parts: GuidanceParts) => {
-    const m = await model(on, true, { depth: 2, hidden: 32, latent: [8, 8] });
+    const m = await model(on, true, { depth: 2, hidden: 32, latent: [16, 16] });
     const { x, y, mask, language } = inputsOf(on, m.config);
     const predict = guided(m, y, mask, { scale: 7, language, languageScale: 12.5, parts });
     const before = on.memory().live;
+    on.memoryPool.resetPeak();
     const run = async () => {
       const out = on.noGrad(() => on.scope(() => predict(x, 300)));
       const numbers = await out.data();
@@ -154,24 +155,23 @@ test("auto runs in parts from the step on that does not fit the budget", async (
     };
     const first = await run();
     const peak = on.memory().peak;
-    assert.ok(on.memory().live - before < 1e5, "nothing is left behind");
-    const sizes: number[] = [];
-    m.hook("finalLayer", (_, out: Tensor) => {
-      sizes.push(out.shape[0]);
-    });
+    const { created } = on.memoryPool;
     const again = await run();
+    const steady = on.memoryPool.created === created;
+    predict.dispose!();
+    assert.ok(on.memory().live - before < 1e5, "nothing is left behind");
     m.dispose();
     for (const t of [x, y, mask, language!.y, language!.mask!]) t.dispose();
-    return { peak, first, again, sizes };
+    return { peak: peak - before, total: peak, first, again, steady };
   };
   const roomy = await createEngine();
   const parted = await peakOf(roomy, 3);
   const whole = await peakOf(roomy, 1);
   roomy.destroy();
   assert.ok(parted.peak < 0.7 * whole.peak, `${parted.peak} of ${whole.peak} bytes`);
-  const tight = await createEngine({ budget: Math.ceil((parted.peak + whole.peak) / 2) });
+  const tight = await createEngine({ budget: Math.ceil((parted.total + whole.total) / 2) });
   const auto = await peakOf(tight, "auto");
-  assert.equal(auto.sizes, [2, 2, 2], "remembered");
+  assert.ok(auto.steady, "remembered");
   for (const same of [auto.again, parted.first, whole.first]) assert.ok(equalBits(auto.first, same));
   let refused = "";
   await peakOf(tight, 1).catch((error) => {
@@ -217,6 +217,50 @@ test("every sampler: two scales as the formula, equal ones as plain guidance", a
     assert.ok(counts > 2e-4, `${name}: scales count ${counts}`);
   }
   console.log(`\n  ${worst.join(", ")}`);
+});
+
+test("compiled: a plan of one kind serves all steps, with eager's numbers, and goes with the sampler", async () => {
+  const compile = engine.compile.bind(engine);
+  const made: { plans: readonly unknown[] }[] = [];
+  const plans: number[][] = [];
+  engine.compile = ((f: (...args: never[]) => unknown) => {
+    const compiled = compile(f as never);
+    made.push(compiled);
+    return compiled;
+  }) as typeof engine.compile;
+  try {
+    for (const [name, m, walk] of SAMPLERS) {
+      const options: GuidanceOptions = { language, scale: 1.5, languageScale: 2.5 };
+      const before = engine.memory().live;
+      made.length = 0;
+      const seen: number[] = [];
+      let x: Tensor | undefined;
+      for await (const step of walk(guided(m, y, mask, options))) {
+        if (step.i === step.steps - 1) seen.push(...made.map(({ plans }) => plans.length));
+        x = step.x;
+      }
+      const got = Float32Array.from(await x!.data());
+      x!.dispose();
+      plans.push(seen);
+      assert.is(engine.memory().live, before, `${name}: nothing is left`);
+      engine.eager = true;
+      const expected = await sampled(walk(guided(m, y, mask, options)));
+      engine.eager = false;
+      await near(name, got, { data: expected }, 1e-5, relNorm);
+    }
+  } finally {
+    engine.compile = compile;
+    engine.eager = false;
+  }
+  // The model's evaluation has one plan; of the sampler's own formulas, steps without noise or history have their own.
+  assert.ok(
+    plans.every(([model]) => model === 1),
+    `${plans.join(" · ")}`,
+  );
+  assert.ok(
+    plans.every(([, ...own]) => own.every((n) => n >= 1 && n <= 3)),
+    `${plans.join(" · ")}`,
+  );
 });
 
 test("what cannot be guided is refused", async () => {

@@ -1,10 +1,10 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { createEngine, type Tensor } from "../../engine/index.js";
-import { ddimReverseStep, ddimStep } from "../../model/diffusion/ddim.js";
-import { pMeanVariance } from "../../model/diffusion/ddpm.js";
+import { ddimNumbers, ddimReverseNumbers, ddimStep } from "../../model/diffusion/ddim.js";
+import { ddpmNumbers, pMeanVariance } from "../../model/diffusion/ddpm.js";
 import { Iddpm, type IddpmLoss, qPosterior } from "../../model/diffusion/iddpm.js";
-import { believe } from "../../model/diffusion/steps.js";
+import { beliefs, believe } from "../../model/diffusion/steps.js";
 import { Velocity } from "../../model/diffusion/velocity.js";
 import { diffusionTables, linearBetas } from "../../model/schedule.js";
 import { type Golden, golden } from "../golden.js";
@@ -133,27 +133,27 @@ test("steps of the samplers", async () => {
     const i = index[b];
     const [x, output, noise] = inputs.map((t) => upload(rows(t, b, b + 1)));
     const expected = (name: string) => rows(take(gs, name), b, b + 1);
-    const { mean, logVariance, x0 } = pMeanVariance(tables, i, x, output);
+    const { mean, logVariance, x0 } = pMeanVariance(ddpmNumbers(tables, i), x, output);
     await near(`mean ${i}`, mean, expected("p_mean_variance.mean"), 1e-5, relNorm);
     await near(`log variance ${i}`, logVariance, expected("p_mean_variance.log_variance"), 1e-5, relNorm);
     await near(`variance ${i}`, logVariance.exp(), expected("p_mean_variance.variance"), 1e-5, relNorm);
     await near(`x0 ${i}`, x0, expected("p_mean_variance.pred_xstart"), 1e-5, relNorm);
-    const clipped = pMeanVariance(tables, i, x, output, { clip: true }).x0;
+    const clipped = pMeanVariance(ddpmNumbers(tables, i), x, output, { clip: true }).x0;
     await near(`x0 clipped ${i}`, clipped, expected("p_mean_variance_clip.pred_xstart"), 1e-5, relNorm);
     const step = i === 0 ? mean : mean.add(logVariance.mul(0.5).exp().mul(noise));
     await near(`ddpm ${i}`, step, expected("p_sample.sample"), 1e-5, relNorm);
-    const { eps } = believe(tables, i, x, output);
+    const { eps } = believe(beliefs(tables, i), x, output);
     for (const eta of ["0.0", "0.5", "1.0"])
       await near(
         `ddim ${eta} ${i}`,
-        ddimStep(tables, i, x0, eps, Number(eta), noise),
+        ddimStep(ddimNumbers(tables, i, Number(eta)), x0, eps, noise),
         expected(`ddim_eta${eta}.sample`),
         1e-5,
         relNorm,
       );
     await near(
       `ddim reverse ${i}`,
-      ddimReverseStep(tables, i, x0, eps),
+      ddimStep(ddimReverseNumbers(tables, i), x0, eps),
       expected("ddim_reverse.sample"),
       1e-5,
       relNorm,
@@ -186,7 +186,7 @@ test("velocity: its target, and data and noise back from it", async () => {
   await near("target", v, { data: hand }, 1e-6);
   for (const [b, t] of times.entries()) {
     const at = (y: Tensor) => y.slice(0, b, b + 1);
-    const back = believe(tables, t, at(xt), at(v), { predicts: "v" });
+    const back = believe(beliefs(tables, t, { predicts: "v" }), at(xt), at(v));
     await near(`x0 at ${t}`, back.x0, { data: x0s.slice(8 * b, 8 * b + 8) }, 2e-6);
     // At t = 0 noise is 1% of x_t: its error grows a hundredfold.
     await near(`eps at ${t}`, back.eps, { data: es.slice(8 * b, 8 * b + 8) }, t === 0 ? 1e-4 : 2e-6);

@@ -44,6 +44,7 @@ folder; then --codec and --t5 say what it was trained with.
                         how it is held [full weights]
   --codec WHERE         what makes clips of latents, where the model file names no autoencoder or one that lies elsewhere:
                         the folder or file of an AutoencoderKL [what the model file holds or names]
+  --eager               run op by op, without compiling a step first: slower; the clips are the same within rounding
   --adapter NAME        hardware, lavapipe, swiftshader, or part of a GPU's name
 
 Models with a language branch read each prompt twice and are guided by two scales,
@@ -230,6 +231,7 @@ export async function run(args: string[]): Promise<number> {
     "long-prompt": "list",
     "recaption-url": "text",
     "recaption-model": "text",
+    eager: "switch",
     adapter: "text",
   });
   const { values, lists, words, help } = given;
@@ -253,7 +255,10 @@ export async function run(args: string[]): Promise<number> {
   if (!config.languageChannels)
     for (const name of OF_LANGUAGE)
       if (values[name] !== undefined || lists[name]) throw noUse(name, `${file} has no language branch`);
-  const engine = await createEngine({ adapter: values.adapter as string | undefined });
+  const engine = await createEngine({
+    adapter: values.adapter as string | undefined,
+    eager: values.eager === true,
+  });
   try {
     console.error(adapterLine(engine));
     const { pipeline, request, dispose } = await openPipeline(engine, file, asked, recaptioner, given, about);
