@@ -2,6 +2,7 @@
 import "./methods.js";
 
 export { checkpoint } from "./checkpoint.js";
+export type { Compiled } from "./compile/compile.js";
 export { type DeviceInfo, platform } from "./device/adapter.js";
 export type { Data, DType, TypedArray } from "./dtype.js";
 export { createEngine, Engine, type EngineOptions } from "./engine.js";

@@ -1,10 +1,11 @@
 import { type Engine, Key } from "../engine/index.js";
 import { Batches } from "./batch.js";
 import type { Config } from "./config.js";
-import { dropoutOf, lossOf } from "./loop.js";
+import { dropoutOf } from "./loop.js";
 import { AdamW, EMA } from "./optim.js";
 import { languageReader, newSetup } from "./setup.js";
 import type { Source } from "./source.js";
+import { trainStep, uploadBatch } from "./step.js";
 
 /**
  * Seconds that one training step of a configuration takes here, measured on a throw-away model: the first step, which
@@ -22,15 +23,11 @@ export async function secondsPerStep(
   const [optimizer, ema] = [new AdamW(parameters, { lr: 1e-4 }), new EMA(parameters, config.ema)];
   const options = { batchSize: config.train.batchSize, ...dropoutOf(config, setup), seed: config.run.seed };
   const batches = new Batches(source.dataset, setup.text, options, languageReader(setup));
+  const compiled = trainStep(setup, optimizer, ema, { clip: 1 });
   const step = async (i: number) => {
     const batch = await batches.get(i);
     const start = performance.now();
-    engine.scope(() => {
-      lossOf(setup, batch, Key.from(i));
-      optimizer.step({ clip: 1 });
-      optimizer.zeroGrad();
-      ema.update();
-    });
+    engine.scope(() => void compiled([uploadBatch(setup, batch)], Key.from(i)));
     await engine.finish();
     return (performance.now() - start) / 1000;
   };
@@ -44,6 +41,7 @@ export async function secondsPerStep(
     // A shared machine only ever makes a step slower, but its usual load counts: the middle one.
     return times.sort((a, b) => a - b)[Math.floor(times.length / 2)];
   } finally {
+    compiled.dispose();
     ema.dispose();
     optimizer.dispose();
     setup.dispose();

@@ -2,12 +2,10 @@ import { join } from "node:path";
 import {
   AbortedError,
   ConfigError,
-  cat,
   DeviceLostError,
   type Engine,
   EspalierError,
   Key,
-  normal,
   type Tensor,
 } from "../engine/index.js";
 import type { Codec } from "../model/codec.js";
@@ -27,10 +25,10 @@ import type { RunFolder } from "./run.js";
 import { languageReader, newSetup, type Setup, savedSetup } from "./setup.js";
 import type { Source } from "./source.js";
 import { checkSameRun, exportModel, restoreState, saveState, type TrainState, trainedParameters } from "./state.js";
+import { trainStep, uploadBatch } from "./step.js";
 import { EventLog } from "./tfevents.js";
 
-/** Stream of a step's key for codecs whose latents are samples, apart from those of its parts. */
-const LATENT = 0x4c41;
+export { batchLoss, lossOf } from "./step.js";
 
 /** Steps in a row whose loss is no number before a run gives up: single ones are skipped by the optimizer. */
 const PATIENCE = 20;
@@ -56,13 +54,6 @@ export interface TrainOptions {
   progress?: boolean;
 }
 
-/** A batch's language captions on the GPU. */
-const languageInput = (engine: Engine, { embeddings, mask, shape, drop }: NonNullable<Batch["language"]>) => ({
-  y: engine.tensor(embeddings, shape), // [B, L, D]
-  mask: engine.tensor(mask, shape.slice(0, 2)), // [B, L]
-  drop,
-});
-
 /** The clips of a run as latents that are kept, where the configuration names a cache and the clips are a fixed number. */
 async function keptLatents({ data }: Config, dataset: Dataset, engine: Engine, codec: Codec) {
   if (data.cache === undefined || !(dataset instanceof FolderDataset) || dataset.variants === 0) return undefined;
@@ -78,31 +69,6 @@ export function dropoutOf({ train }: Config, { model }: Pick<Setup, "model">) {
     );
   const { conditionDropout = two ? 0.05 : 0.1, languageDropout = two ? 0.05 : 0 } = train;
   return { conditionDropout, languageDropout };
-}
-
-/** The loss of one batch, []; noise is drawn with `key`. */
-export function batchLoss(setup: Setup, batch: Batch, key: Key): Tensor {
-  const { model, codec, objective } = setup;
-  const { engine } = model;
-  const clips = engine.tensor(batch.video, batch.shape); // [B, 3, T, H, W], or the latents
-  const draws = Array.from({ length: batch.shape[0] }, (_, i) => key.fold(LATENT).fold(i));
-  const x0 = batch.isLatent ? clips : engine.noGrad(() => codec.encode(clips, draws)); // [B, C, T, h, w]
-  const eps = normal(engine, key, x0.shape); // [B, C, T, H, W]
-  const times = objective.times(batch.time); // [B]
-  const sample = { x0, eps, times };
-  const xt = objective.noise(sample); // [B, C, T, H, W]
-  const y = engine.tensor(batch.embeddings, batch.textShape); // [B, L, D]
-  const mask = engine.tensor(batch.mask, batch.textShape.slice(0, 2)); // [B, L]
-  const language = batch.language && languageInput(engine, batch.language);
-  const output = model.forward(xt, objective.timesteps(times), y, mask, { drop: batch.drop, language }); // [B, out, T, H, W]
-  return objective.loss(output, sample).loss; // []
-}
-
-/** The loss and the gradients of one batch; a share of 1 / `parts` of the step's gradient. */
-export function lossOf(setup: Setup, batch: Batch, key: Key, parts = 1): Tensor {
-  const loss = batchLoss(setup, batch, key); // []
-  (parts === 1 ? loss : loss.mul(1 / parts)).backward();
-  return loss;
 }
 
 /**
@@ -147,16 +113,25 @@ export async function train(
   const log = new JsonLog(folder.file("log.jsonl"), from && state.step);
   const events = new EventLog(folder.file("tensorboard"), from && state.step);
   const bar = options.progress === false ? undefined : new Progress({ total: plan.steps, start: state.step });
+  const step = trainStep(setup, optimizer, ema, { clip: optim.gradClip });
+  const { eager } = engine;
+  engine.eager ||= plan.eager;
   let saved = from?.path;
   let bad = 0;
 
   /** Reads one step's numbers back and tells everyone. */
   const report = async (step: number, lr: number, numbers: Tensor) => {
-    const [loss, norm] = await numbers.data().finally(() => numbers.dispose());
+    const [loss, norm, scale, , skipped] = await numbers.data().finally(() => numbers.dispose());
     bad = Number.isFinite(loss) && Number.isFinite(norm) ? 0 : bad + 1;
     if (step % run.logEvery === 0 || step === plan.steps) {
-      log.write({ step, loss, norm, lr, samples: step * plan.batchSize * optim.accumulate });
-      events.scalars(step, { "train/loss": loss, "train/gradient norm": norm, "train/lr": lr });
+      const scaling = scale !== undefined && { scale, skipped };
+      log.write({ step, loss, norm, lr, samples: step * plan.batchSize * optim.accumulate, ...scaling });
+      events.scalars(step, {
+        "train/loss": loss,
+        "train/gradient norm": norm,
+        "train/lr": lr,
+        ...(scaling && { "train/loss scale": scale, "train/skipped steps": skipped }),
+      });
     }
     bar?.update(step, { loss, lr, samples: plan.batchSize * optim.accumulate });
     options.onStep?.({ step, loss, norm, lr });
@@ -173,46 +148,44 @@ export async function train(
       const parts: Batch[] = [];
       for (let k = 0; k < optim.accumulate; k++) parts.push(await batches.get(state.step * optim.accumulate + k));
 
-      const numbers = engine.scope(() => {
-        const key = noise.fold(state.step);
-        const losses = parts.map((batch, k) => lossOf(setup, batch, key.fold(k), parts.length));
-        optimizer.lr = lr;
-        const { norm } = optimizer.step({ clip: optim.gradClip });
-        optimizer.zeroGrad();
-        ema.update();
-        const loss = losses.reduce((a, b) => a.add(b)).mul(1 / losses.length);
-        return stackNumbers(loss, norm).keep(); // [2]
-      });
+      optimizer.lr = lr;
+      const key = noise.fold(state.step);
+      const numbers = engine.scope(() =>
+        step(
+          parts.map((batch) => uploadBatch(setup, batch)),
+          key,
+        ).keep(),
+      ); // [2]
       engine.submit();
       state.step++;
 
       // The GPU works on this step while the numbers of the one before are read.
       const last = reading;
-      const step = state.step;
+      const done = state.step;
       await last;
-      reading = report(step, lr, numbers);
+      reading = report(done, lr, numbers);
       reading.catch(() => {});
 
       const stop = options.signal?.aborted === true;
-      const milestone = options.milestones?.get(step);
-      const done = step === plan.steps;
+      const milestone = options.milestones?.get(done);
+      const ended = done === plan.steps;
       if (
-        done ||
+        ended ||
         stop ||
         milestone ||
-        step % run.checkpointEvery === 0 ||
-        (run.sampleEvery > 0 && step % run.sampleEvery === 0)
+        done % run.checkpointEvery === 0 ||
+        (run.sampleEvery > 0 && done % run.sampleEvery === 0)
       )
         await reading;
-      if (done || stop || step % run.checkpointEvery === 0) {
+      if (ended || stop || done % run.checkpointEvery === 0) {
         log.sync();
         saved = await saveState(folder, state);
       }
-      if (done || (run.sampleEvery > 0 && step % run.sampleEvery === 0))
+      if (ended || (run.sampleEvery > 0 && done % run.sampleEvery === 0))
         await sampleSheet(state, source, folder, events);
       await milestone?.(state);
-      if (stop && !done)
-        throw new AbortedError(`train: stopped after step ${step} of ${plan.steps}; --resume goes on from ${saved}.`);
+      if (stop && !ended)
+        throw new AbortedError(`train: stopped after step ${done} of ${plan.steps}; --resume goes on from ${saved}.`);
     }
     await exportModel(join(folder.path, "model.safetensors"), state);
     return state;
@@ -223,14 +196,11 @@ export async function train(
       );
     throw error;
   } finally {
+    engine.eager = eager;
+    step.dispose();
     bar?.stop();
     await latents?.close();
     log.close();
     events.close();
   }
-}
-
-/** Two numbers as one tensor: one readback instead of two. */
-function stackNumbers(a: Tensor, b: Tensor): Tensor {
-  return a.engine.noGrad(() => cat([a.reshape([1]), b.reshape([1])], 0)); // [2]
 }

@@ -193,6 +193,10 @@ export const sections = {
   train: z.strictObject({
     steps: count(1).default(1329).describe("optimizer steps"),
     batchSize: count(1).default(8).describe("clips in one batch"),
+    eager: z
+      .boolean()
+      .default(false)
+      .describe("run op by op instead of compiling each step: slower, for looking inside"),
     scope: z
       .enum(["all", "new"])
       .default("all")

@@ -14,11 +14,11 @@ import {
   split,
   square,
   sub,
-  type Tensor,
+  Tensor,
   where,
 } from "../../engine/index.js";
 import { type DiffusionTables, diffusionTables } from "../schedule.js";
-import { column, type Loss, type Noised, type Objective, perSample } from "./objective.js";
+import { type Loss, type Noised, type Objective, perSample, stepColumn } from "./objective.js";
 
 /**
  * "mse+vb" trains noise and variances; "mse" noise alone; "vb" both by the variational bound of the whole chain in bits,
@@ -27,13 +27,12 @@ import { column, type Loss, type Noised, type Objective, perSample } from "./obj
 export type IddpmLoss = "mse+vb" | "mse" | "vb";
 
 const list = (shape: Shape) => `[${shape.join(", ")}]`;
-const gather = (table: Float64Array, t: ArrayLike<number>, f: (x: number, t: number) => number = (x) => x) =>
-  Array.from(t, (i) => f(table[i], i));
+type Steps = Noised["times"];
 
 /** x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε. */
 export function qSample(tables: DiffusionTables, { x0, eps, times }: Noised): Tensor {
-  const a = column(x0.engine, gather(tables.sqrtAlphasCumprod, times), x0.rank);
-  const b = column(x0.engine, gather(tables.sqrtOneMinusAlphasCumprod, times), x0.rank);
+  const pick = (table: Float64Array) => stepColumn(x0.engine, tables.steps, times, (t) => table[t], x0.rank);
+  const [a, b] = [pick(tables.sqrtAlphasCumprod), pick(tables.sqrtOneMinusAlphasCumprod)]; // [B, 1, …] each
   return addcmul(x0.mul(a), b, eps); // as x0
 }
 
@@ -42,11 +41,11 @@ export function qPosterior(
   tables: DiffusionTables,
   x0: Tensor,
   xt: Tensor,
-  t: ArrayLike<number>,
+  t: Steps,
 ): { mean: Tensor; logVariance: Tensor } {
-  const c1 = column(x0.engine, gather(tables.posteriorMeanCoef1, t), x0.rank);
-  const c2 = column(x0.engine, gather(tables.posteriorMeanCoef2, t), x0.rank);
-  const logVariance = column(x0.engine, gather(tables.posteriorLogVarianceClipped, t), x0.rank); // [B, 1, …]
+  const pick = (table: Float64Array) => stepColumn(x0.engine, tables.steps, t, (i) => table[i], x0.rank);
+  const [c1, c2] = [pick(tables.posteriorMeanCoef1), pick(tables.posteriorMeanCoef2)]; // [B, 1, …] each
+  const logVariance = pick(tables.posteriorLogVarianceClipped); // [B, 1, …]
   return { mean: addcmul(x0.mul(c1), c2, xt), logVariance }; // as x0
 }
 
@@ -54,9 +53,9 @@ export function qPosterior(
  * ln of the model's variance over the true posterior's, w = f (ln β_t - ln β̃_t) with f = (v + 1) / 2: the model's
  * output v in [-1, 1] moves between the two bounds of the variance.
  */
-export function logVarianceRatio(tables: DiffusionTables, v: Tensor, t: ArrayLike<number>): Tensor {
-  const half = gather(tables.logBetas, t, (lb, i) => (lb - tables.posteriorLogVarianceClipped[i]) / 2);
-  const b = column(v.engine, half, v.rank);
+export function logVarianceRatio(tables: DiffusionTables, v: Tensor, t: Steps): Tensor {
+  const { logBetas, posteriorLogVarianceClipped: least } = tables;
+  const b = stepColumn(v.engine, tables.steps, t, (i) => (logBetas[i] - least[i]) / 2, v.rank); // [B, 1, …]
   return addcmul(b, v, b); // as v
 }
 
@@ -100,37 +99,35 @@ function binNll(x: Tensor, centred: Tensor, inverse: Tensor): Tensor {
  * x_0 - x̂_0 = √(1/ᾱ - 1) (ε̂ - ε): written so, nothing large is subtracted from anything large.
  * @param v variance output in [-1, 1]
  * @param error ε̂ - ε; detach it to keep the bound from training the noise prediction
+ * @param zeros of times on the GPU: whether any may be 0
  */
 export function variationalBound(
   tables: DiffusionTables,
   v: Tensor,
   error: Tensor,
   x0: Tensor,
-  t: ArrayLike<number>,
+  t: Steps,
+  zeros = true,
 ): Tensor {
-  const { engine } = v;
+  const { posteriorMeanCoef1: c, sqrtRecipm1AlphasCumprod: r, posteriorLogVarianceClipped: least } = tables;
   const w = logVarianceRatio(tables, v, t); // as v
-  const k = gather(
-    tables.posteriorMeanCoef1,
-    t,
-    (c, i) => (c * tables.sqrtRecipm1AlphasCumprod[i]) ** 2 * Math.exp(-tables.posteriorLogVarianceClipped[i]),
-  );
-  const spread = square(error)
-    .mul(column(engine, k, v.rank))
-    .add(1); // 1 + (mean - mean')² / β̃
+  const k = stepColumn(v.engine, tables.steps, t, (i) => (c[i] * r[i]) ** 2 * Math.exp(-least[i]), v.rank);
+  const spread = square(error).mul(k).add(1); // 1 + (mean - mean')² / β̃
   const twice = addcmul(w, exp(w.mul(-1)), spread); // 2 KL + 1, as v
   const kl = perSample(twice)
     .sub(1)
     .mul(0.5 / Math.LN2); // [B]
+  const likelihood = (x0: Tensor, error: Tensor, w: Tensor) => {
+    const inverse = exp(w.add(least[0]).mul(-0.5)); // as x0
+    return perSample(binNll(x0, error.mul(r[0]), inverse)).mul(1 / Math.LN2); // [rows of x0]
+  };
+  if (t instanceof Tensor) return zeros ? where(t.equal(0), likelihood(x0, error, w), kl) : kl; // [B]
   const times = Array.from(t);
-  if (!times.includes(0)) return kl;
+  if (!times.includes(0)) return kl; // [B]
   // Rare (one time in a thousand), so taken sample by sample.
   const bits = times.map((ti, b) => {
-    const row = (x: Tensor) => slice(x, 0, b, b + 1); // [1, C, T, H, W]
-    if (ti !== 0) return row(kl);
-    const inverse = exp(row(w).add(tables.posteriorLogVarianceClipped[0]).mul(-0.5)); // [1, C, T, H, W]
-    const centred = row(error).mul(tables.sqrtRecipm1AlphasCumprod[0]); // [1, C, T, H, W]
-    return perSample(binNll(row(x0), centred, inverse)).mul(1 / Math.LN2); // [1]
+    const row = (x: Tensor) => slice(x, 0, b, b + 1); // [1, …]
+    return ti === 0 ? likelihood(row(x0), row(error), row(w)) : row(kl); // [1]
   });
   return cat(bits, 0); // [B]
 }
@@ -159,7 +156,7 @@ export class Iddpm implements Objective {
   }
 
   timesteps(times: ArrayLike<number>): number[] {
-    return gather(Float64Array.from(this.tables.timestepMap), times);
+    return Array.from(times, (t) => this.tables.timestepMap[t]);
   }
 
   noise(sample: Noised): Tensor {
@@ -167,7 +164,7 @@ export class Iddpm implements Objective {
   }
 
   /** @throws ShapeError when the output does not hold noise, and variances where the loss needs them */
-  loss(output: Tensor, { x0, eps, times }: Noised): Loss {
+  loss(output: Tensor, { x0, eps, times, zeros }: Noised): Loss {
     const C = x0.shape[1];
     const wanted = this.terms === "mse" ? [C, 2 * C] : [2 * C];
     if (!wanted.includes(output.shape[1]))
@@ -177,12 +174,12 @@ export class Iddpm implements Objective {
     const [predicted, v] = output.shape[1] === C ? [output] : split(output, [C, C], 1); // [B, C, T, H, W] each
     const error = sub(predicted, eps); // [B, C, T, H, W]
     if (this.terms === "vb") {
-      const vb = variationalBound(this.tables, v, error, x0, times).mul(this.tables.steps); // [B]
+      const vb = variationalBound(this.tables, v, error, x0, times, zeros).mul(this.tables.steps); // [B]
       return { loss: mean(vb), parts: { vb } };
     }
     const mse = perSample(square(error)); // [B]
     if (this.terms === "mse") return { loss: mean(mse), parts: { mse } };
-    const vb = variationalBound(this.tables, v, error.detach(), x0, times); // [B]
+    const vb = variationalBound(this.tables, v, error.detach(), x0, times, zeros); // [B]
     return { loss: mean(add(mse, vb)), parts: { mse, vb } };
   }
 }

@@ -1,12 +1,14 @@
-import { type Engine, mean, square, type Tensor } from "../../engine/index.js";
+import { type Engine, embedding, mean, square, Tensor } from "../../engine/index.js";
 
 /** What a training step knows of its batch. Latents are [B, C, T, H, W]. */
 export interface Noised {
   x0: Tensor;
   /** Standard normal noise. */
   eps: Tensor;
-  /** [B], in the objective's own units. */
-  times: ArrayLike<number>;
+  /** [B], in the objective's own units; on the GPU as `uploadTimes` makes them, for functions compiled for all times. */
+  times: ArrayLike<number> | Tensor;
+  /** Of times on the GPU: whether any may be 0, where losses are others. Default true. */
+  zeros?: boolean;
 }
 
 /** A loss to walk back from, and its parts by sample for logs. */
@@ -30,9 +32,31 @@ export interface Objective {
   loss(output: Tensor, sample: Noised): Loss;
 }
 
+/** Times on the GPU, [B]: f32 for flow, else the number of the step, i32. */
+export const uploadTimes = (engine: Engine, { kind }: Objective, times: ArrayLike<number>): Tensor =>
+  engine.tensor(kind === "flow" ? Float32Array.from(times) : Int32Array.from(times), [times.length]);
+
 /** Numbers by sample, [B, 1, …] f32 so that they broadcast over latents of that rank. */
-export function column(engine: Engine, values: ArrayLike<number>, rank = 5): Tensor {
-  return engine.tensor(Float32Array.from(values), [values.length, ...Array<number>(rank - 1).fill(1)]);
+export function column(engine: Engine, values: ArrayLike<number> | Tensor, rank = 5): Tensor {
+  const ones = Array<number>(rank - 1).fill(1);
+  if (values instanceof Tensor) return values.reshape([values.size, ...ones]); // [B, 1, …]
+  return engine.tensor(Float32Array.from(values), [values.length, ...ones]); // [B, 1, …]
+}
+
+/** f(t) of each step number by sample, as a column; numbers on the GPU look it up in a table of all `steps`. */
+export function stepColumn(
+  engine: Engine,
+  steps: number,
+  times: ArrayLike<number> | Tensor,
+  f: (t: number) => number,
+  rank = 5,
+): Tensor {
+  if (!(times instanceof Tensor)) return column(engine, Array.from(times, f), rank); // [B, 1, …]
+  const table = engine.tensor(
+    Float32Array.from({ length: steps }, (_, t) => f(t)),
+    [steps, 1],
+  ); // [steps, 1]
+  return column(engine, embedding(table, times), rank); // [B, 1, …]
 }
 
 /** Mean over all axes but the first: [B]. */

@@ -1,7 +1,7 @@
 import { addcmul, ShapeError, type Tensor } from "../../engine/index.js";
 import { type DiffusionTables, diffusionTables } from "../schedule.js";
 import { qSample } from "./iddpm.js";
-import { column, type Loss, type Noised, type Objective, squaredError } from "./objective.js";
+import { type Loss, type Noised, type Objective, squaredError, stepColumn } from "./objective.js";
 
 /**
  * The 1000-step schedule with velocity prediction: the model is asked for √ᾱ ε - √(1 - ᾱ) x_0
@@ -30,11 +30,7 @@ export class Velocity implements Objective {
   /** √ᾱ ε - √(1 - ᾱ) x_0, as x_0. */
   target({ x0, eps, times }: Noised): Tensor {
     const pick = (table: Float64Array, sign: number) =>
-      column(
-        x0.engine,
-        Array.from(times, (t) => sign * table[t]),
-        x0.rank,
-      );
+      stepColumn(x0.engine, this.tables.steps, times, (t) => sign * table[t], x0.rank);
     const scaled = eps.mul(pick(this.tables.sqrtAlphasCumprod, 1)); // as x0
     return addcmul(scaled, pick(this.tables.sqrtOneMinusAlphasCumprod, -1), x0); // as x0
   }
