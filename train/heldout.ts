@@ -5,25 +5,31 @@ import { batchLoss } from "./loop.js";
 import { languageReader, type Setup } from "./setup.js";
 import type { Source } from "./source.js";
 
-/** Clips whose mean loss is taken. */
+/** Clips whose mean loss is taken, where nothing else is said. */
 const CLIPS = 96;
+/** Most clips of a forward pass. */
 const BATCH = 16;
 /** Of clips, times and noise: the same for every model and every moment, so that losses can be compared. */
 const SEED = 0x48454c44;
 
-/** Mean loss on composed clips of combinations that are never trained, all with their captions. */
-export async function heldOutLoss(setup: Setup, { composed }: Source): Promise<number> {
+/**
+ * Mean loss on composed clips of combinations that are never trained, all with their captions.
+ * @param clips how many; beyond 16, full batches of 16
+ */
+export async function heldOutLoss(setup: Setup, { composed }: Source, clips = CLIPS): Promise<number> {
   const { world, sprites } = composed!;
   const { engine } = setup.model;
   const dataset = new WorldDataset(world, sprites, { seed: SEED, part: "heldOut" });
-  const options = { batchSize: BATCH, conditionDropout: 0, languageDropout: 0, seed: SEED };
+  const batchSize = Math.min(BATCH, clips);
+  const count = Math.ceil(clips / batchSize);
+  const options = { batchSize, conditionDropout: 0, languageDropout: 0, seed: SEED };
   const batches = new Batches(dataset, setup.text, options, languageReader(setup));
   await setup.codec.open?.();
   let sum = 0;
-  for (let n = 0; n < CLIPS / BATCH; n++) {
+  for (let n = 0; n < count; n++) {
     const batch = await batches.get(n);
     const loss = engine.noGrad(() => engine.scope(() => batchLoss(setup, batch, Key.from(SEED).fold(n))));
     sum += await loss.item().finally(() => loss.dispose());
   }
-  return sum / (CLIPS / BATCH);
+  return sum / count;
 }

@@ -20,9 +20,12 @@ function start(...args: string[]): Promise<{ code: number | null; text: string }
   });
 }
 
+/** As little training and sampling as shows that all of it happens. */
+const few = ["--steps", "2", "--batch-size", "4", "--sample-steps", "1"];
+
 demo("going on from the base leaves its outputs as they are, learns, and shows both", async () => {
   const out = join(root, "course");
-  const { code, text } = await start("--steps", "3", "--clips", "2", "--blocks", "2", "--out", out);
+  const { code, text } = await start(...few, "--clips", "2", "--blocks", "2", "--out", out);
   assert.is(code, 0, text);
   assert.match(text, /6 blocks, 2 of them new \(\* insert 2\)\s+0 1 1\* 2 3 3\*/);
   const result = JSON.parse(readFileSync(join(out, "result.json"), "utf8"));
@@ -36,6 +39,11 @@ demo("going on from the base leaves its outputs as they are, learns, and shows b
     assert.ok(html.includes(part), part);
   assert.is(readdirSync(join(out, "clips")).filter((name) => name.endsWith(".webp")).length, 2);
   assert.ok(existsSync(join(out, "model.safetensors")));
+  const plan = JSON.parse(readFileSync(join(out, "plan.json"), "utf8"));
+  assert.equal(
+    [plan.measured, plan.config.train.batchSize, plan.config.sample],
+    [4, 4, { ...plan.config.sample, count: 2, steps: 1 }],
+  );
 
   const again = await start("--out", out);
   assert.is(again.code, 1);
@@ -44,7 +52,7 @@ demo("going on from the base leaves its outputs as they are, learns, and shows b
 
 demo("training from scratch samples what it learned", async () => {
   const out = join(root, "scratch");
-  const { code, text } = await start("--from-scratch", "--steps", "2", "--clips", "1", "--out", out);
+  const { code, text } = await start("--from-scratch", ...few, "--clips", "1", "--out", out);
   assert.is(code, 0, text);
   assert.match(text, /1 clips? of combinations it never saw/);
   assert.ok(existsSync(join(out, "report.html")));
@@ -57,6 +65,9 @@ const refused: [string[], RegExp][] = [
   [["--compare", "--blocks", "2"], /--blocks has no use/],
   [["--minutes", "0"], /--minutes must be above 0: got 0/],
   [["--steps", "0"], /--steps must be 1 or more/],
+  [["--batch-size", "0"], /--batch-size must be 1 or more/],
+  [["--sample-steps", "0"], /--sample-steps must be 1 or more/],
+  [["--sample-steps", "1001"], /--sample-steps must be at most 1000: got 1001/],
   [["--block", "2"], /did you mean --blocks\?/],
 ];
 demo("options that cannot be are refused before anything is done", async () => {

@@ -12,7 +12,10 @@ Interrupted, it goes on where it was when started again.
   --minutes X      time to take, sampling included [8]
   --blocks N       new blocks, by insertion [0: the language branch alone]
   --steps N        training steps instead of those that fit the time
-  --clips N        clips to sample and judge [48]
+  --batch-size N   clips of a training step [16, or the preset's]
+  --clips N        clips to sample and judge [48; 24 with --compare]; without --from-scratch and --compare, losses are
+                   measured on twice as many
+  --sample-steps N steps of the sampler for each clip [16]
   --out FOLDER     [runs/start, and runs/start-2 … once that is finished]
   --seed N         [42]
   --adapter NAME   hardware, lavapipe, swiftshader, or part of a GPU's name
@@ -29,7 +32,9 @@ export async function run(args: string[]): Promise<number> {
     blocks: "whole",
     preset: "text",
     steps: "whole",
+    "batch-size": "whole",
     clips: "whole",
+    "sample-steps": "whole",
     out: "text",
     seed: "whole",
     adapter: "text",
@@ -45,12 +50,17 @@ export async function run(args: string[]): Promise<number> {
     out?: string;
     adapter?: string;
     preset?: string;
+    "batch-size"?: number;
+    "sample-steps"?: number;
     "from-scratch"?: boolean;
     compare?: boolean;
   };
   const { minutes = 8, seed = 42, steps, clips, out, adapter } = given;
-  for (const [name, count] of Object.entries({ steps, clips }))
+  const { "batch-size": batchSize, "sample-steps": sampleSteps } = given;
+  for (const [name, count] of Object.entries({ steps, clips, "batch-size": batchSize, "sample-steps": sampleSteps }))
     if (count === 0) throw new ConfigError(`start: --${name} must be 1 or more: got 0`);
+  if (sampleSteps !== undefined && sampleSteps > 1000)
+    throw new ConfigError(`start: --sample-steps must be at most 1000: got ${sampleSteps}`);
   if (!(minutes > 0)) throw new ConfigError(`start: --minutes must be above 0: got ${minutes}`);
   const preset = given.preset === undefined ? undefined : PRESETS.find((p) => p.name === given.preset);
   if (given.preset !== undefined && !preset)
@@ -63,7 +73,7 @@ export async function run(args: string[]): Promise<number> {
     throw new ConfigError("start: --blocks has no use with --from-scratch or --compare");
   if (given.minutes !== undefined && given.compare)
     throw new ConfigError("start: --minutes has no use with --compare; give --steps");
-  const options = { minutes, seed, steps, clips, out, adapter };
+  const options = { minutes, seed, steps, clips, batchSize, sampleSteps, out, adapter };
   if (given["from-scratch"]) return (await import("../demo/scratch.js")).scratch({ ...options, preset });
   if (given.compare) return (await import("../demo/compare.js")).compareMethods(options);
   return (await import("../demo/continual.js")).continual({ ...options, blocks: given.blocks ?? 0 });

@@ -17,7 +17,10 @@ import { openSource, type Source } from "../source.js";
 import type { TrainState } from "../state.js";
 import { baseFile } from "./continual.js";
 import { stepFlops } from "./measure.js";
-import type { DemoOptions } from "./stage.js";
+import { BATCH, type DemoOptions, samplingOf } from "./stage.js";
+
+/** What a comparison is told, or takes where nothing is said. */
+type CompareOptions = DemoOptions & { steps: number; clips: number; batchSize: number };
 
 /** A way of going on from the base, at the rate that suits it. */
 interface Method {
@@ -60,7 +63,8 @@ interface Outcome {
 
 const slug = (name: string) => name.toLowerCase().replace(/[^a-z0-9]+/g, "-");
 
-function configFor(method: Method, out: string, seed: number, steps: number): Config {
+function configFor(method: Method, out: string, options: CompareOptions): Config {
+  const { seed, steps, clips, batchSize, sampleSteps } = options;
   const common: ConfigInput = {
     run: { out, seed, checkpointEvery: 50, sampleEvery: 0, logEvery: 5, keep: 1 },
     data: { world: "new" },
@@ -69,8 +73,8 @@ function configFor(method: Method, out: string, seed: number, steps: number): Co
     // A rate that does not fall: both moments that are compared are then points of one course.
     optim: { lr: 1e-3, schedule: "warmup", warmupSteps: Math.min(30, Math.floor(steps / 4)) },
     ema: { decay: 0.98 },
-    train: { steps, batchSize: 16 },
-    sample: { guidance: 1.5, count: 8 },
+    train: { steps, batchSize },
+    sample: { guidance: 1.5, ...samplingOf(clips, sampleSteps) },
   };
   const { train: more, ...rest } = method.config;
   return parseConfig(mergeConfigs(common, rest, { train: { steps, ...more } }));
@@ -81,7 +85,8 @@ function configFor(method: Method, out: string, seed: number, steps: number): Co
  * as many samples as the others, and when it has spent as many operations. Interrupted, it goes on where it was.
  */
 export async function compareMethods(options: DemoOptions): Promise<number> {
-  const { seed, clips = 24, steps = 250, out = "runs/compare", adapter } = options;
+  const { seed, clips = 24, steps = 250, batchSize = BATCH, out = "runs/compare", adapter } = options;
+  const given: CompareOptions = { ...options, clips, steps, batchSize };
   if (existsSync(`${out}/report.html`))
     throw new ConfigError(
       `start: ${out} holds a finished comparison; look at ${out}/report.html, or give another folder with --out`,
@@ -96,7 +101,7 @@ export async function compareMethods(options: DemoOptions): Promise<number> {
     let budget: number | undefined;
     for (const method of METHODS) {
       const path = `${out}/${slug(method.name)}`;
-      const config = configFor(method, path, seed, steps);
+      const config = configFor(method, path, given);
       const source = await openSource(config);
       const fresh = await newSetup(engine, config, source);
       const each = stepFlops(fresh, config);
@@ -107,7 +112,7 @@ export async function compareMethods(options: DemoOptions): Promise<number> {
       curves.push(path);
       console.error(rowsOf([outcome], "samples").join("\n"));
     }
-    const source = await openSource(configFor(METHODS[0], `${out}/base`, seed, steps));
+    const source = await openSource(configFor(METHODS[0], `${out}/base`, given));
     const base = await openSetup(engine, baseFile());
     const start = { fresh: await heldOutLoss(base, source), old: await heldOutLoss(base, source.replayed!) };
     base.dispose();
@@ -120,7 +125,7 @@ export async function compareMethods(options: DemoOptions): Promise<number> {
       lead: `Each saw the same clips in the same order. Losses are on combinations never trained; judges saw ${clips} clips of them.`,
       loss: { step: log.map((l) => l.step), loss: log.map((l) => l.loss as number) },
       tables: [
-        tableOf(outcomes, "samples", "At equal samples", note(`${steps * 16} samples each`)),
+        tableOf(outcomes, "samples", "At equal samples", note(`${steps * batchSize} samples each`)),
         tableOf(
           outcomes,
           "compute",
@@ -130,7 +135,7 @@ export async function compareMethods(options: DemoOptions): Promise<number> {
       ],
       clips: [],
       judges: [],
-      config: configFor(METHODS[0], out, seed, steps),
+      config: configFor(METHODS[0], out, given),
       adapter: { name: engine.info.name, driver: engine.info.description },
       timings: [{ name: "in all", seconds: (performance.now() - began) / 1000 }],
       warnings: [],

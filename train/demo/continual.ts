@@ -24,7 +24,7 @@ import { newSetup, type Setup } from "../setup.js";
 import { openSource, type Source } from "../source.js";
 import { reportClips, writeClips } from "./clips.js";
 import { gatesOf, stepFlops } from "./measure.js";
-import { type DemoOptions, Stage } from "./stage.js";
+import { BATCH, CLIPS, type DemoOptions, Stage, samplingOf } from "./stage.js";
 
 /** Share of the time for training and sampling; the rest is for start-up, measuring, judging and writing. */
 const WORK = 0.86;
@@ -38,7 +38,7 @@ const SWAPS = 4;
 /** Pairs of swapped prompts beside n judged clips. */
 const swapsOf = (n: number) => Math.min(SWAPS, Math.ceil(n / 8));
 
-/** How a demonstration goes on from the base, beside the time that it takes. */
+/** How a demonstration goes on from the base, beside the time that it takes. Its losses are means over twice `clips`. */
 export interface ContinualOptions extends DemoOptions {
   /** New blocks, by insertion; 0 leaves the depth as it is. */
   blocks: number;
@@ -48,6 +48,8 @@ export interface ContinualOptions extends DemoOptions {
 interface Plan {
   config: Config;
   clips: number;
+  /** Clips whose mean loss is taken before and after. */
+  measured: number;
   notes: string[];
 }
 
@@ -55,7 +57,12 @@ interface Plan {
 export const baseFile = () => join(embeddedDir(), "base.safetensors");
 
 /** Going on with the new clips from the base. */
-export function continualConfig(out: string, seed: number, steps: number, blocks: number): Config {
+export function continualConfig(
+  out: string,
+  { seed, blocks, batchSize = BATCH, sampleSteps }: Omit<ContinualOptions, "minutes" | "steps" | "clips">,
+  steps: number,
+  clips: number,
+): Config {
   return parseConfig({
     run: { out, seed, checkpointEvery: 50, sampleEvery: 0, logEvery: 1, keep: 2 },
     data: { world: "new" },
@@ -65,8 +72,8 @@ export function continualConfig(out: string, seed: number, steps: number, blocks
     language: { encoder: "language" },
     optim: { lr: 1.5e-3, warmupSteps: Math.min(30, Math.floor(steps / 4)) },
     ema: { decay: 0.995 },
-    train: { steps, batchSize: 16 },
-    sample: { guidance: 1.5, languageGuidance: 2, count: 8 },
+    train: { steps, batchSize },
+    sample: { guidance: 1.5, languageGuidance: 2, ...samplingOf(clips, sampleSteps) },
   });
 }
 
@@ -90,7 +97,9 @@ export async function continual(options: ContinualOptions): Promise<number> {
       plan = JSON.parse(readFileSync(planFile, "utf8")) as Plan;
       console.error(`going on with ${folder.path} from step ${latest.step} of ${plan.config.train.steps}`);
     }
-    const first = plan?.config ?? continualConfig(folder.path, options.seed, MOST, options.blocks);
+    const { clips: asked = CLIPS } = options;
+    const first = plan?.config ?? continualConfig(folder.path, options, MOST, asked);
+    const measured = plan?.measured ?? 2 * asked;
     const source = await openSource(first);
     const old = source.replayed!;
 
@@ -106,17 +115,21 @@ export async function continual(options: ContinualOptions): Promise<number> {
       `parameters ${base.model.countParameters().toLocaleString("en")} -> ${grown.model.countParameters().toLocaleString("en")}; ${unchanged}`,
     );
     const before = await stage.timed("losses before", async () => ({
-      old: await heldOutLoss(base, old),
-      fresh: await heldOutLoss(base, source),
+      old: await heldOutLoss(base, old, measured),
+      fresh: await heldOutLoss(base, source, measured),
     }));
     console.error(`loss before: old captions ${before.old.toFixed(3)}, new captions ${before.fresh.toFixed(3)}`);
-    plan ??= await stage.timed("measuring speed", () => planFor(stage, options, first, source));
+    plan ??= await stage.timed("measuring speed", () =>
+      planFor(stage, { ...options, clips: asked }, first, source, measured),
+    );
     writeFileSync(planFile, JSON.stringify(plan, null, 2));
     const { config, clips: count } = plan;
     for (const note of plan.notes) console.error(note);
     open.splice(open.indexOf(grown), 1)[0].dispose();
 
-    console.error(`training ${config.train.steps} steps of ${config.train.batchSize} clips, 4 of them old ones`);
+    console.error(
+      `training ${config.train.steps} steps of ${config.train.batchSize} clips, a quarter of them old ones`,
+    );
     const state = await stage.timed("training", () =>
       train(engine, config, source, folder, latest, { signal: stage.signal }),
     );
@@ -130,8 +143,8 @@ export async function continual(options: ContinualOptions): Promise<number> {
       .timed("sampling and judging", () =>
         state.ema.use(async () => ({
           gates: await gatesOf(setup.model),
-          fresh: await heldOutLoss(setup, source),
-          old: await heldOutLoss(setup, old),
+          fresh: await heldOutLoss(setup, source, measured),
+          old: await heldOutLoss(setup, old, measured),
           swaps: await swapFilms(base, setup, config, source, swaps),
           judged: await evaluate(setup, config, source, count, (done) => bar.update(done)),
           silent: await evaluate(setup, config, source, half, (done) => bar.update(count + done), {
@@ -226,17 +239,18 @@ export async function continual(options: ContinualOptions): Promise<number> {
 /** How many steps and clips the time allows on this adapter. */
 async function planFor(
   stage: Stage,
-  { minutes, seed, steps, clips = 48, blocks }: ContinualOptions,
+  { minutes, steps, clips, ...rest }: ContinualOptions & { clips: number },
   config: Config,
   source: Source,
+  measured: number,
 ): Promise<Plan> {
   const out = stage.folder.path;
-  if (steps) return { config: continualConfig(out, seed, steps, blocks), clips, notes: [] };
+  if (steps) return { config: continualConfig(out, rest, steps, clips), clips, measured, notes: [] };
   const each = await secondsPerStep(stage.engine, config, source, (minutes * 60) / MOST);
   // Three forward passes a guided step; a training step costs three a clip, for each of its clips.
   const clip = (each / (3 * config.train.batchSize)) * 3 * config.sample.steps;
   /** Seconds of sampling for n judged clips: they, half as many old ones, half without language, swaps in three ways. */
-  const sampling = (n: number) => clip * (n * (1 + 1 / 2 + 1 / 3) + 2 * swapsOf(n) * (7 / 3) + 4);
+  const sampling = (n: number) => clip * (n * (1 + 1 / 2 + 1 / 3) + 2 * swapsOf(n) * (7 / 3) + Math.min(4, n));
   const left = WORK * minutes * 60 - stage.seconds;
   // Sampling gets at most a third of the time.
   let most = clips;
@@ -248,7 +262,7 @@ async function planFor(
     notes.push(
       `This adapter needs ${(each * 1000).toFixed(0)} ms a step: in ${duration(minutes * 60)} it trains ${taken} of ${MOST} steps and samples ${most} of ${clips} clips. Use --minutes to give it more time.`,
     );
-  return { config: continualConfig(out, seed, taken, blocks), clips: most, notes };
+  return { config: continualConfig(out, rest, taken, most), clips: most, measured, notes };
 }
 
 /** Unseen combinations, of another class each, and the same with their colours swapped, which is unseen too. */

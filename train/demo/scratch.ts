@@ -13,12 +13,12 @@ import { duration, Progress } from "../progress.js";
 import { renderReport } from "../report.js";
 import { openSource } from "../source.js";
 import { reportClips, writeClips } from "./clips.js";
-import { type DemoOptions, Stage } from "./stage.js";
+import { CLIPS, type DemoOptions, Stage, samplingOf } from "./stage.js";
 
 /** Share of the time for training and sampling; the rest is for start-up, choosing, judging and writing. */
 const WORK = 0.88;
-/** Clips that are sampled while it trains, four at each quarter. */
-const WATCHED = 16;
+/** Clips that are sampled while it trains, up to four at each quarter. */
+const watchedOf = (clips: number) => 4 * Math.min(4, clips);
 /** The shortest course that still teaches something, as a share of a preset's steps. */
 const LEAST = 0.03;
 
@@ -29,32 +29,41 @@ interface Plan {
   notes: string[];
 }
 
-function configOf(preset: Preset, out: string, seed: number, steps = preset.steps): Config {
+function configOf(preset: Preset, out: string, options: DemoOptions, steps = preset.steps): Config {
   return parseConfig(
     mergeConfigs(preset.config, {
-      run: { out, seed, checkpointEvery: 100, sampleEvery: Math.max(1, Math.ceil(steps / 4)), logEvery: 1, keep: 2 },
-      train: { steps },
+      run: {
+        out,
+        seed: options.seed,
+        checkpointEvery: 100,
+        sampleEvery: Math.max(1, Math.ceil(steps / 4)),
+        logEvery: 1,
+        keep: 2,
+      },
+      train: { steps, ...(options.batchSize !== undefined && { batchSize: options.batchSize }) },
+      sample: samplingOf(options.clips ?? CLIPS, options.sampleSteps),
       ...(steps < 60 && { optim: { warmupSteps: Math.floor(steps / 4) } }),
     }),
   );
 }
 
 /**
- * The largest preset that fits into `whole` seconds on this adapter together with the sampling of `clips`, by timing a
- * few steps of each candidate.
+ * The largest preset that fits into the time on this adapter together with sampling and judging, by timing a few steps
+ * of each candidate.
  */
-async function choose(engine: Engine, out: string, seed: number, whole: number, clips: number): Promise<Plan> {
+async function choose(engine: Engine, out: string, options: DemoOptions): Promise<Plan> {
+  const [whole, clips] = [options.minutes * 60, options.clips ?? CLIPS];
   let rate = Number.POSITIVE_INFINITY;
   for (const preset of [...PRESETS].reverse()) {
     const at = PRESETS.indexOf(preset);
     const next = PRESETS[at - 1];
-    const config = configOf(preset, out, seed);
+    const config = configOf(preset, out, options);
     const source = await openSource(config);
     const each = await secondsPerStep(engine, config, source, (WORK * whole) / preset.steps);
     rate = flopsOf(config) / each;
     // A guided sampling step runs the model twice over a clip; a training step costs three runs over each.
     const forward = flopsOf(config) / (3 * config.train.batchSize);
-    const seconds = Math.max(0, WORK * whole - (2 * config.sample.steps * forward * (clips + WATCHED)) / rate);
+    const seconds = Math.max(0, WORK * whole - (2 * config.sample.steps * forward * (clips + watchedOf(clips))) / rate);
     const total = each * preset.steps;
     console.error(
       `preset ${preset.name}: ${(each * 1000).toFixed(0)} ms a step, ${duration(total)} for ${preset.steps} steps`,
@@ -64,16 +73,16 @@ async function choose(engine: Engine, out: string, seed: number, whole: number, 
       if (preset === PRESETS.at(-1)) {
         const steps = Math.max(Math.ceil(preset.steps * LEAST), Math.floor(seconds / each));
         const note = `This adapter is too slow for the smallest demonstration in ${duration(whole)}: it trains ${steps} of ${preset.steps} steps, so clips will be rough. Use --minutes to give it more time.`;
-        return { preset: preset.name, config: configOf(preset, out, seed, steps), notes: [note] };
+        return { preset: preset.name, config: configOf(preset, out, options, steps), notes: [note] };
       }
       const fits = PRESETS[at + 1];
-      return { preset: fits.name, config: configOf(fits, out, seed), notes: [] };
+      return { preset: fits.name, config: configOf(fits, out, options), notes: [] };
     }
     // The next is not even tried when the speed seen so far puts it far out of reach.
-    if (next && (flopsOf(configOf(next, out, seed)) * next.steps) / rate > 3 * seconds)
+    if (next && (flopsOf(configOf(next, out, options)) * next.steps) / rate > 3 * seconds)
       return { preset: preset.name, config, notes: [] };
   }
-  return { preset: PRESETS[0].name, config: configOf(PRESETS[0], out, seed), notes: [] };
+  return { preset: PRESETS[0].name, config: configOf(PRESETS[0], out, options), notes: [] };
 }
 
 /** Floating-point operations of one training step. */
@@ -104,7 +113,7 @@ function flopsOf(config: Config): number {
 
 /** Trains from scratch on the largest world that fits the time, samples unseen combinations and judges them. */
 export async function scratch(options: DemoOptions & { preset?: Preset }): Promise<number> {
-  const { minutes, seed, steps, clips: count = 48, preset: named } = options;
+  const { steps, clips: count = CLIPS, preset: named } = options;
   const stage = await Stage.open(options, "runs/scratch");
   const { engine, folder, latest } = stage;
   try {
@@ -117,8 +126,8 @@ export async function scratch(options: DemoOptions & { preset?: Preset }): Promi
       const preset = named ?? PRESETS.at(-1)!;
       plan =
         named || steps
-          ? { preset: preset.name, config: configOf(preset, folder.path, seed, steps), notes: [] }
-          : await stage.timed("choosing a preset", () => choose(engine, folder.path, seed, minutes * 60, count));
+          ? { preset: preset.name, config: configOf(preset, folder.path, options, steps), notes: [] }
+          : await stage.timed("choosing a preset", () => choose(engine, folder.path, options));
       writeFileSync(planFile, JSON.stringify(plan, null, 2));
     }
     const { config } = plan;

@@ -13,11 +13,28 @@ export interface DemoOptions {
   seed: number;
   /** Clips to sample and judge. */
   clips?: number;
+  /** Clips of a training step. */
+  batchSize?: number;
+  /** Steps of the sampler for each clip. */
+  sampleSteps?: number;
   out?: string;
   adapter?: string;
   /** Training steps instead of those that fit the time. */
   steps?: number;
 }
+
+/** Clips of a training step that goes on from the base, where nothing else is said. */
+export const BATCH = 16;
+/** Clips to judge, where nothing else is said. */
+export const CLIPS = 48;
+/** Clips that are sampled at a time. */
+const AT_A_TIME = 8;
+
+/** The sampling part of a configuration: no more clips at a time, nor on the sheet that training leaves, than are judged. */
+export const samplingOf = (clips: number, sampleSteps?: number) => ({
+  count: Math.min(AT_A_TIME, clips),
+  ...(sampleSteps !== undefined && { steps: sampleSteps }),
+});
 
 /** The folder to work in: a named one, or the first of the series that is not finished. */
 function chooseFolder(given: string | undefined, series: string): string {
