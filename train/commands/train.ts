@@ -13,7 +13,7 @@ Trains a spatial-temporal diffusion transformer on composed clips (default), on 
 CSV of videos. Writes checkpoints, logs (log.jsonl, tensorboard/), samples and model.safetensors into --out.
 
   --adapter NAME  hardware, lavapipe, swiftshader, or part of a GPU's name
-  --resume        goes on from the newest checkpoint in --out, with that run's own options
+  --resume        goes on from the newest checkpoint in --out, with that run's own options; without one, begins
   --config FILE   options as JSON, by section; flags win
   --codec WHERE   another name of --codec.vae
 
@@ -49,6 +49,9 @@ export async function run(args: string[]): Promise<number> {
   // What else is given with --resume is said of the run that is there, whose own options are not known yet.
   let config = configOf(about?.resume === true ? { ...flags, config: { run: about } } : flags);
   const { folder, latest } = await RunFolder.open(config.run.out, config.run.keep, config.run.resume);
+  // A run that died before its first checkpoint begins again, and so would one whose folder is misspelt.
+  if (config.run.resume && !latest)
+    console.error(`nothing to resume: ${config.run.out} holds no checkpoint; beginning at step 0`);
   const { signal, end } = interruption();
   try {
     config = configOf(flags, latest && mergeConfigs(latest.state.config, { run: { resume: true } }));
