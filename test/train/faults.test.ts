@@ -18,6 +18,7 @@ const root = mkdtempSync(join(tmpdir(), "espalier-faults-"));
 const configOf = (out: string, more: Record<string, object> = {}) =>
   parseConfig({
     run: { out: join(root, out), checkpointEvery: 4, sampleEvery: 0, logEvery: 1, ...more.run },
+    data: { frames: 4, size: 16, ...more.data },
     model: { hidden: 16, depth: 1, heads: 2 },
     optim: { warmupSteps: 2, ...more.optim },
     train: { steps: 12, batchSize: 2, ...more.train },
@@ -139,7 +140,9 @@ faults("a second process is kept out of a run, and a run that is there is not ov
 
 faults("out of memory says what was asked, what is live by owner and what to lower", async () => {
   const engine = await createEngine({ budget: 6 * 2 ** 20 });
-  const error = await failure(run(engine, "memory", { more: { train: { batchSize: 32 } } }));
+  const error = await failure(
+    run(engine, "memory", { more: { data: { frames: 8, size: 32 }, train: { batchSize: 32 } } }),
+  );
   assert.instance(error, OutOfMemoryError);
   assert.match(
     error.message,
