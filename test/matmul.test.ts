@@ -2,7 +2,8 @@ import fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { conv2d, createEngine, matmul, type Tensor } from "../engine/index.js";
-import { type Activation, launchMatmul, type Plan, planMatmul, type Variant } from "../engine/ops/gemm.js";
+import { launchDirect } from "../engine/ops/direct.js";
+import { type Activation, hasLanes, launchMatmul, type Plan, planMatmul, type Variant } from "../engine/ops/gemm.js";
 import { random } from "./ops/loop.js";
 
 const test = suite("matmul: all kernels, layouts, batches and shares");
@@ -195,6 +196,67 @@ test("a convolution over a large image runs in bands", async () => {
     const worst = expected.reduce((m, v, i) => Math.max(m, Math.abs(v - values[i])), 0);
     assert.ok(worst <= 2e-5 * scale, `${what} is off by ${worst} at a scale of ${scale}`);
   }
+});
+
+// Subgroups of 8 lanes are needed to run it; what other adapters take is tested with the ops.
+const kernelTest = hasLanes(engine) ? test : () => undefined;
+kernelTest("convolutions without a matrix of columns, at random geometries", async () => {
+  const axis = fc.record({
+    taps: fc.integer({ min: 1, max: 3 }),
+    stride: fc.integer({ min: 1, max: 3 }),
+    more: fc.integer({ min: 0, max: 9 }),
+  });
+  const setups = fc.record({
+    items: fc.integer({ min: 1, max: 3 }),
+    channels: fc.integer({ min: 1, max: 4 }),
+    outputs: fc.constantFrom(1, 3, 16, 17),
+    axes: fc.tuple(axis, axis, axis),
+    bias: fc.boolean(),
+    seed: fc.integer({ min: 0, max: 1 << 30 }),
+  });
+  await fc.assert(
+    fc.asyncProperty(setups, async (s) => {
+      const { items, channels, outputs, axes } = s;
+      const size = axes.map((a) => a.taps + a.more);
+      const [taps, stride] = [axes.map((a) => a.taps), axes.map((a) => a.stride)];
+      const out = axes.map((a) => Math.floor(a.more / a.stride) + 1);
+      const count = (list: readonly number[]) => list.reduce((a, b) => a * b, 1);
+      const next = random(s.seed);
+      const values = (n: number) => Float32Array.from({ length: n }, () => next() * 2 - 1);
+      const [x, w] = [values(items * channels * count(size)), values(outputs * channels * count(taps))];
+      const bias = s.bias ? values(outputs) : undefined;
+      const y = engine.full([items, outputs, ...out], 7);
+      launchDirect(
+        y,
+        engine.tensor(x, [items, channels, ...size]),
+        engine.tensor(w, [outputs, channels, ...taps]),
+        bias && engine.tensor(bias),
+        { size, taps, stride, out },
+      );
+      const got = await y.data();
+      for (let i = 0; i < got.length; i++) {
+        const position = i % count(out);
+        const o = Math.floor(i / count(out)) % outputs;
+        const q = Math.floor(i / (count(out) * outputs));
+        const at = [
+          Math.floor(position / (out[1] * out[2])),
+          Math.floor(position / out[2]) % out[1],
+          position % out[2],
+        ];
+        let expected = bias ? bias[o] : 0;
+        for (let k = 0; k < channels * count(taps); k++) {
+          const c = Math.floor(k / count(taps));
+          const tap = [Math.floor(k / (taps[1] * taps[2])) % taps[0], Math.floor(k / taps[2]) % taps[1], k % taps[2]];
+          const [t, v, u] = at.map((p, a) => p * stride[a] + tap[a]);
+          expected +=
+            w[o * channels * count(taps) + k] * x[(((q * channels + c) * size[0] + t) * size[1] + v) * size[2] + u];
+        }
+        if (!(Math.abs(got[i] - expected) <= 1e-5))
+          assert.unreachable(`y[${q}, ${o}, ${at}] is ${got[i]}, expected ${expected}: ${JSON.stringify(s)}`);
+      }
+    }),
+    { numRuns: 40, seed: 1 },
+  );
 });
 
 test.after(() => engine.destroy());

@@ -1,13 +1,17 @@
 import source from "../../shaders/conv.wgsl";
+import { bytesOf } from "../dtype.js";
+import type { Engine } from "../engine.js";
 import { checkOptions, ShapeError } from "../errors.js";
 import { kernel } from "../kernel.js";
 import { type Backward, needFloat, op, sameDType } from "../op.js";
 import { type Shape, show, sizeOf } from "../shape.js";
 import { strided, type Tensor } from "../tensor.js";
+import { launchDirect } from "./direct.js";
 import { add, to } from "./elementwise.js";
-import { launchMatmul } from "./gemm.js";
+import { hasLanes, launchMatmul } from "./gemm.js";
 import { sum } from "./reduce.js";
-import { reshape } from "./view.js";
+import { flip, pad } from "./slice.js";
+import { permute, reshape } from "./view.js";
 
 /** A value for every spatial axis, or one per axis. */
 type PerAxis<V> = V | readonly V[];
@@ -124,6 +128,54 @@ function unfold(x: Tensor, g: Geometry, part: Part): Tensor {
   return columns;
 }
 
+/** Columns that take longer to write and read than a further kernel, once, to compile, over some hundred runs. */
+const MANY = 1 << 18;
+
+/** Whether to do without a matrix of columns: where the adapter has a kernel for it, and the matrix would be large. */
+const isDirect = (engine: Engine, g: Geometry): boolean =>
+  hasLanes(engine) && !g.isPointwise && g.items * g.depth * g.positions >= MANY;
+
+/**
+ * The convolution without a matrix of columns; false where the operands do not allow it. x is copied when it is padded,
+ * which costs a ninth of the columns of a 3 x 3 kernel.
+ */
+function direct(
+  y: Tensor,
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | undefined,
+  attrs: Omit<Attrs, "subject">,
+): boolean {
+  const { engine } = x;
+  const { before, after, stride } = attrs;
+  if ([...before, ...after].some((n) => n < 0)) return false;
+  const isPadded = [...before, ...after].some((n) => n > 0);
+  const sizes = spatial(x.shape).map((n, i) => n + before[i] + after[i]);
+  const bytes = x.shape[0] * x.shape[1] * sizeOf(sizes) * bytesOf(x.dtype);
+  if (isPadded && bytes > engine.limits.maxStorageBufferBindingSize) return false;
+  engine.scope(() => {
+    const amounts = before.map((n, i) => [n, after[i]] as const);
+    const wide = isPadded ? engine.noGrad(() => pad(x, [[0, 0], [0, 0], ...amounts])) : x;
+    launchDirect(y, wide, weight, bias, {
+      size: three(sizes, 1),
+      taps: three(spatial(weight.shape), 1),
+      stride: three(stride, 1),
+      out: three(spatial(y.shape), 1),
+    });
+  });
+  return true;
+}
+
+/** dx as a convolution of dy with the taps turned round, for a stride of 1; false where there is no kernel for it. */
+function directBackward(dx: Tensor, dy: Tensor, weight: Tensor, { before, after, stride }: Attrs): boolean {
+  if (stride.some((n) => n !== 1)) return false;
+  const taps = spatial(weight.shape);
+  const axes = taps.map((_, i) => i + 2);
+  const turned = dy.engine.dense(permute(flip(weight, axes), [1, 0, ...axes]));
+  const rest = (list: readonly number[]) => taps.map((n, i) => n - 1 - list[i]);
+  return direct(dx, dy, turned, undefined, { stride, before: rest(before), after: rest(after) });
+}
+
 const matrix = (weight: Tensor, g: Geometry): Tensor => reshape(weight, [weight.shape[0], g.depth]);
 const geometry = (c: Backward<Name, Attrs>): Geometry =>
   new Geometry(c.spec.x.shape, c.spec.weight.shape, c.dy.shape, c.attrs);
@@ -156,6 +208,7 @@ const run = op<Name, Attrs>({
   forward: (c) => {
     const { x, weight, bias } = c.in;
     const g = new Geometry(x.shape, weight.shape, c.out.shape, c.attrs);
+    if (isDirect(c.engine, g) && direct(c.out, x, weight, bias, c.attrs)) return;
     const w = matrix(weight, g);
     for (const part of g.parts(limitOf(x)))
       c.engine.scope(() =>
@@ -171,6 +224,7 @@ const run = op<Name, Attrs>({
       const w = matrix(c.in.weight, g);
       const across = w.view([g.depth, outputs], [1, g.depth], w.offset, "transpose");
       const dx = engine.empty(c.spec.x.shape, dy.dtype, "conv backward");
+      if (isDirect(engine, g) && directBackward(dx, dy, c.in.weight, c.attrs)) return dx;
       for (const part of g.parts(limitOf(dy)))
         engine.scope(() => {
           const given = cut(dy, outputs, g, part);

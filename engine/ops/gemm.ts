@@ -42,8 +42,8 @@ export interface Epilogue {
 }
 
 /** Lanes of a subgroup that `lanes` is written for: lavapipe's on processors with 256-bit vectors. */
-const LANES = 8;
-function hasLanes(engine: Engine): boolean {
+export const LANES = 8;
+export function hasLanes(engine: Engine): boolean {
   const [low, high] = engine.info.subgroupSizes ?? [0, 0];
   return engine.has("subgroups") && low === LANES && high === LANES;
 }
