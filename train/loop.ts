@@ -17,14 +17,13 @@ import type { Config } from "./config.js";
 import type { Dataset } from "./data/dataset.js";
 import { FolderDataset } from "./data/folder.js";
 import { JsonLog } from "./log.js";
-import { AdamW, EMA } from "./optim.js";
 import { sampleSheet } from "./preview.js";
 import { Progress } from "./progress.js";
 import { rateOf } from "./rate.js";
 import type { RunFolder } from "./run.js";
 import { languageReader, newSetup, type Setup, savedSetup } from "./setup.js";
 import type { Source } from "./source.js";
-import { checkSameRun, exportModel, restoreState, saveState, type TrainState, trainedParameters } from "./state.js";
+import { checkSameRun, exportModel, learnersOf, restoreState, saveState, type TrainState } from "./state.js";
 import { trainStep, uploadBatch } from "./step.js";
 import { EventLog } from "./tfevents.js";
 
@@ -89,14 +88,7 @@ export async function train(
 
   const setup = from ? await savedSetup(engine, config, from) : await newSetup(engine, config, source);
   if (setup.report) options.onImport?.(setup.report);
-  const parameters = trainedParameters(setup.model);
-  const optimizer = new AdamW(parameters, {
-    lr: optim.lr,
-    betas: optim.betas,
-    eps: optim.eps,
-    weightDecay: optim.weightDecay,
-  });
-  const ema = new EMA(parameters, config.ema);
+  const { optimizer, ema } = learnersOf(setup, config);
   const state: TrainState = { setup, optimizer, ema, step: 0, config };
   if (from) await restoreState(from, state);
 

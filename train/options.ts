@@ -45,8 +45,12 @@ export function helpText(): string {
   return rows.map(({ flag, text }) => `  ${flag.padEnd(width)}  ${text}`).join("\n");
 }
 
-/** The full name behind a flag. Throws ConfigError for an unknown one, with the nearest, and for an ambiguous short one. */
-function resolveFlag(name: string): string {
+/**
+ * The full name behind a flag; words may be joined by dashes, as in `--checkpoint-blocks`. Throws ConfigError for an
+ * unknown one, with the nearest, and for an ambiguous short one.
+ */
+function resolveFlag(flag: string): string {
+  const name = flag.replace(/-([a-z])/g, (_, letter: string) => letter.toUpperCase());
   if (leaves.has(name)) return name;
   const owners = [...leaves.keys()].filter((path) => path.endsWith(`.${name}`));
   if (owners.length === 1) return owners[0];
@@ -58,7 +62,7 @@ function resolveFlag(name: string): string {
     table.flatMap(({ path, alias }) => (alias === undefined ? [path] : [path, alias])),
   );
   throw new ConfigError(
-    `flags: unknown option: --${name}${guess === undefined ? "; --help lists them" : `; did you mean --${guess}?`}`,
+    `flags: unknown option: --${flag}${guess === undefined ? "; --help lists them" : `; did you mean --${guess}?`}`,
   );
 }
 

@@ -197,6 +197,10 @@ export const sections = {
       .boolean()
       .default(false)
       .describe("run op by op instead of compiling each step: slower, for looking inside"),
+    checkpointBlocks: z
+      .boolean()
+      .default(false)
+      .describe("keep only what enters each block and run the block again in backward: far less memory, more time"),
     scope: z
       .enum(["all", "new"])
       .default("all")

@@ -125,7 +125,14 @@ const wordsInfo = (text: WordEncoder) => ({
 
 /** A new model by the configuration and its seed: a fresh one, or `model.from` grown as the configuration says. */
 export async function newSetup(engine: Engine, config: Config, source: Source): Promise<Setup> {
-  if (config.model.from !== undefined) return continuedSetup(engine, config);
+  const setup = await (config.model.from === undefined
+    ? freshSetup(engine, config, source)
+    : continuedSetup(engine, config));
+  setup.model.checkpointBlocks = config.train.checkpointBlocks;
+  return setup;
+}
+
+async function freshSetup(engine: Engine, config: Config, source: Source): Promise<Setup> {
   const codec = await codecOf(engine, config, source.dataset);
   const { patchBias, captionInit, gateBias } = config.model;
   const captions = await textOf(engine, config);
@@ -154,5 +161,6 @@ export async function newSetup(engine: Engine, config: Config, source: Source): 
 export async function savedSetup(engine: Engine, config: Config, checkpoint: Checkpoint): Promise<Setup> {
   const setup = await openSetup(engine, checkpoint.file, {}, placesOf(config));
   chooseTrained(setup.model, config);
+  setup.model.checkpointBlocks = config.train.checkpointBlocks;
   return setup;
 }

@@ -5,7 +5,7 @@ import { loadTensors, saveTensors } from "../model/state.js";
 import type { STDiT } from "../model/stdit.js";
 import type { Checkpoint, Json } from "./checkpoint.js";
 import { type Config, parseConfig } from "./config.js";
-import type { AdamW, EMA } from "./optim.js";
+import { AdamW, EMA } from "./optim.js";
 import type { RunFolder } from "./run.js";
 import type { Setup } from "./setup.js";
 
@@ -17,6 +17,16 @@ export interface TrainState {
   /** Steps done. */
   step: number;
   config: Config;
+}
+
+/** What moves the parameters of a setup, as the configuration says. */
+export function learnersOf(
+  { model }: Pick<Setup, "model">,
+  { optim, ema }: Config,
+): Pick<TrainState, "optimizer" | "ema"> {
+  const parameters = trainedParameters(model);
+  const { lr, betas, eps, weightDecay } = optim;
+  return { optimizer: new AdamW(parameters, { lr, betas, eps, weightDecay }), ema: new EMA(parameters, ema) };
 }
 
 /** The parameters that learn. */
@@ -83,6 +93,8 @@ export async function exportModel(path: string, state: TrainState): Promise<stri
 /** Options that may change when a run goes on; all others decide its numbers. */
 const FREE = [
   ...["run.out", "run.resume", "run.keep", "run.checkpointEvery", "run.sampleEvery", "run.logEvery"],
+  // Blocks that are run again give the same bits.
+  "train.checkpointBlocks",
   // Where encoders lie; that they are the same is seen by their fingerprints.
   ...["codec.vae", "text.t5", "text.llm"],
 ];
