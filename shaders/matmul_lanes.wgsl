@@ -6,6 +6,7 @@
 // four columns of b it loads itself. No value is loaded twice within a workgroup.
 // The loop must stay small: code beyond some 16 KiB no longer fits the processor's decoded-instruction cache. More rows
 // pay where b's k is contiguous, because its columns then cost more instructions to load.
+// Entry points: lanes, and lanes_summing, which also writes Σ_k a[0, i, k] into row_sums [m].
 // Limits assumed: subgroups of exactly LANES lanes.
 enable subgroups;
 
@@ -39,6 +40,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b4: array<vec4<T>>;
 @group(0) @binding(3) var<storage, read> bias: array<T>;
 @group(0) @binding(4) var<storage, read_write> y: array<TY>;
+@group(0) @binding(5) var<storage, read_write> row_sums: array<TY>;
 
 // Two values of k from `at` on, `step` apart; one load where k is contiguous and all addresses are even.
 fn a_pair(at: u32, step: u32) -> vec2<f32> { return vec2<f32>(f32(a[at]), f32(a[at + step])); } // param
@@ -72,11 +74,8 @@ fn origin(index: u32) -> vec2<u32> {
   return vec2<u32>(p.a.x + oa.x + oa.y + oa.z + oa.w, p.b.x + ob.x + ob.y + ob.z + ob.w);
 }
 
-@compute @workgroup_size(LANES)
-fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let tile = wg.y * groups.x + wg.x;
-  if (tile >= p.tiles) { return; }
-  let share = p.first + wg.z;
+// A tile of y; returns the sums over k of the rows of a of which the lane loaded its pairs.
+fn product(tile: u32, share: u32, lane: u32) -> array<f32, ROWS / LANES> {
   let m0 = tile / p.across * ROWS;
   let n0 = (tile % p.across * LANES + lane) * 4u;
   let start = origin(share / p.split);
@@ -86,6 +85,7 @@ fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
   let at_b = start.y + min(n0 + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.n - 1u)) * p.b.z;
   let begin = share % p.split * p.chunk;
   let end = min(begin + p.chunk, p.k);
+  var sums = array<f32, ROWS / LANES>();
   var c: array<vec4<f32>, ROWS>;
   if (p.has_bias == 1u) {
     let v = vec4<f32>(f32(bias[n0]), f32(bias[n0 + 1u]), f32(bias[n0 + 2u]), f32(bias[n0 + 3u]));
@@ -98,6 +98,7 @@ fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     for (var i = 0u; i < ROWS / LANES; i++) {
       let v = a_pair(at_a[i] + k * p.a.z, p.a.z);
       pair[i] = vec2<f32>(v.x, select(v.y, 0.0, odd));
+      sums[i] += pair[i].x + pair[i].y;
     }
     var w = b_block(at_b + k * p.b.y, p.b.y);
     w[1] = select(w[1], vec4<f32>(), odd);
@@ -106,7 +107,7 @@ fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
       c[r] = fma(vec4<f32>(x.y), w[1], fma(vec4<f32>(x.x), w[0], c[r]));
     }
   }
-  if (n0 >= p.n) { return; }
+  if (n0 >= p.n) { return sums; }
   var at = p.to.x + share * p.to.z + m0 * p.to.y + n0;
   let rows = min(ROWS, p.m - m0);
   for (var r = 0u; r < rows; r += 4u) {
@@ -120,5 +121,27 @@ fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     at += 4u * p.to.y;
     // All rows leave through the first four: an index that varies would keep c out of registers.
     for (var i = 4u; i < ROWS; i++) { c[i - 4u] = c[i]; }
+  }
+  return sums;
+}
+
+@compute @workgroup_size(LANES)
+fn lanes(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = wg.y * groups.x + wg.x;
+  if (tile >= p.tiles) { return; }
+  _ = product(tile, p.first + wg.z, lane);
+}
+
+// For one matrix whose k is in one piece.
+@compute @workgroup_size(LANES)
+fn lanes_summing(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = wg.y * groups.x + wg.x;
+  if (tile >= p.tiles) { return; }
+  let sums = product(tile, 0u, lane);
+  // All tiles of a row of tiles have the same sums: the first of them writes.
+  if (tile % p.across != 0u) { return; }
+  for (var i = 0u; i < ROWS / LANES; i++) {
+    let row = tile / p.across * ROWS + i * LANES + lane;
+    if (row < p.m) { row_sums[row] = TY(sums[i]); }
   }
 }

@@ -67,12 +67,22 @@ async function check(s: Setup): Promise<void> {
   // A frame around y shows writes that fall beside it.
   const frame = engine.full([s.batch, s.m + 2, s.n + 1], 7);
   const y = frame.view([s.batch, s.m, s.n], frame.strides, frame.strides[1], "test");
-  launchMatmul(y, a.tensor, b.tensor, {
+  const rowSums = s.batch === 1 ? engine.full([s.m], 7) : undefined;
+  const isSummed = launchMatmul(y, a.tensor, b.tensor, {
+    rowSums,
     bias: bias && engine.tensor(bias),
     biasOf: s.bias,
     activation: s.activation,
     plan: s.plan,
   });
+  assert.is(isSummed, rowSums !== undefined && s.plan.variant === "lanes" && s.plan.split === 1);
+  const sums = await rowSums?.data();
+  for (let i = 0; sums && i < s.m; i++) {
+    let expected = 0;
+    for (let k = 0; k < s.k; k++) expected += a.at(0, i, k);
+    if (!(Math.abs(sums[i] - (isSummed ? expected : 7)) <= 3e-6 * (s.k + 1)))
+      assert.unreachable(`row ${i} sums to ${sums[i]}, expected ${expected}: ${JSON.stringify(s)}`);
+  }
   const got = await frame.data();
   for (let q = 0; q < s.batch; q++)
     for (let i = 0; i < s.m + 2; i++)

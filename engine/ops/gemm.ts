@@ -37,6 +37,8 @@ export interface Epilogue {
   bias?: Tensor;
   biasOf?: "columns" | "rows";
   activation?: Activation;
+  /** [m], of y's dtype: receives Σ_k a[i, k] where the kernel can write it at no cost; `launchMatmul` tells whether it did. */
+  rowSums?: Tensor;
   /** Overrides the choice of `planMatmul`; tests compare all variants this way. */
   plan?: Plan;
 }
@@ -159,7 +161,16 @@ interface Tiled {
 const chosen = new Map<string, Tiled>();
 
 /** The kernel of a variant for operands of these layouts and types; few distinct ones, since each is compiled. */
-function kernelFor(engine: Engine, variant: Variant, a: Layout, b: Layout, k: number, t: DType, ty: DType): Tiled {
+function kernelFor(
+  engine: Engine,
+  variant: Variant,
+  a: Layout,
+  b: Layout,
+  k: number,
+  t: DType,
+  ty: DType,
+  isSumming: boolean,
+): Tiled {
   let ways: [string, string];
   if (variant === "lanes") {
     const wayB = contiguous(b, 4) === "row" ? "row" : contiguous(b, 2) === "column" ? "column" : "none";
@@ -168,10 +179,10 @@ function kernelFor(engine: Engine, variant: Variant, a: Layout, b: Layout, k: nu
   else ways = [contiguous(a, 1), contiguous(b, 1)];
   // One subgroup a workgroup, and 8 invocations at most.
   const lane = variant === "registers" ? Math.max(4, Math.min(8, engine.info.subgroupSizes?.[0] ?? 4)) : 0;
-  const key = `${variant} ${lane} ${ways} ${variant === "registers" && k % 2 !== 0} ${t} ${ty}`;
+  const key = `${variant} ${lane} ${ways} ${variant === "registers" && k % 2 !== 0} ${t} ${ty} ${isSumming}`;
   let found = chosen.get(key);
   if (!found) {
-    found = specialized(variant, ways, lane, k % 2 !== 0, { T: t, TY: ty });
+    found = specialized(variant, ways, lane, k % 2 !== 0, { T: t, TY: ty }, isSumming);
     chosen.set(key, found);
   }
   return found;
@@ -183,6 +194,7 @@ function specialized(
   lane: number,
   tail: boolean,
   types: Settings,
+  isSumming: boolean,
 ): Tiled {
   const settings = { ...types };
   const each = (text: (c: string) => string) => ["x", "y", "z", "w"].map(text).join(", ");
@@ -195,7 +207,8 @@ function specialized(
       settings.b_block = `return transpose(mat4x2<f32>(${each((c) => `vec2<f32>(b2[at.${c} / 2u])`)}));`;
     else if (wayB === "none")
       settings.b_block = `return mat2x4<f32>(${each((c) => `f32(b[at.${c}])`)}, ${each((c) => `f32(b[at.${c} + step])`)});`;
-    return { kernel: kernel("matmul_lanes", lanesSource, "lanes", settings), down, across: 4 * LANES };
+    const entry = isSumming ? "lanes_summing" : "lanes";
+    return { kernel: kernel("matmul_lanes", lanesSource, entry, settings), down, across: 4 * LANES };
   }
   if (variant === "registers") {
     Object.assign(settings, { TAIL: `${tail}`, LANE: lane });
@@ -218,12 +231,13 @@ const four = (list: readonly number[], fill: number) => [...Array<number>(4 - li
 /**
  * Records y = act(a · b + bias) into `y` [..., m, n] from a [..., m, k] and b [..., k, n], both with any strides; leading
  * axes broadcast. Neither is copied. y may be a view whose columns are contiguous and whose matrices are evenly spaced.
+ * @returns whether `rowSums`, if given, was written
  * @throws ShapeError when the batch has more than four axes that cannot be merged
  */
-export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue = {}): void {
+export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue = {}): boolean {
   const { engine } = y;
-  const { bias, biasOf = "columns", activation = "none" } = options;
-  if (y.size === 0) return;
+  const { bias, biasOf = "columns", activation = "none", rowSums } = options;
+  if (y.size === 0) return false;
   let [m, n, k] = [a.shape.at(-2)!, b.shape.at(-1)!, a.shape.at(-1)!];
   const lead = y.shape.slice(0, -2);
   const strides = (t: Tensor) => expandStrides(t.shape.slice(0, -2), t.strides.slice(0, -2), lead);
@@ -274,7 +288,9 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
   if (variant === "skinny" && m > 8)
     throw new EspalierError(`matmul: the skinny kernel keeps at most 8 rows: got ${m}; leave the plan out.`);
   const shares = split > 1 ? engine.empty([count, split, m, n], "f32", "matmul") : undefined;
-  const { kernel: main, down, across } = kernelFor(engine, variant, la, lb, k, a.dtype, shares ? "f32" : y.dtype);
+  const isSumming = rowSums !== undefined && variant === "lanes" && split === 1 && count === 1;
+  const type = shares ? "f32" : y.dtype;
+  const { kernel: main, down, across } = kernelFor(engine, variant, la, lb, k, a.dtype, type, isSumming);
   const tiles = Math.ceil(m / down) * Math.ceil(n / across);
   const whole = [y.offset, rowY, batch.length ? (m === a.shape.at(-2) ? step : m * rowY) : 0, 0];
   const params: Params = {
@@ -301,10 +317,15 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
   const tensors: Record<string, Tensor | Strided> = {};
   for (const { name, type } of main.bindings)
     if (type !== "uniform")
-      tensors[name] = name === "bias" ? spread : strided(name[0] === "a" ? a : name[0] === "b" ? b : (shares ?? y));
+      tensors[name] =
+        name === "bias"
+          ? spread
+          : name === "row_sums"
+            ? (rowSums as Tensor)
+            : strided(name[0] === "a" ? a : name[0] === "b" ? b : (shares ?? y));
   if (variant === "naive") {
     engine.launch(main, tensors, params, Math.ceil(y.size / 64));
-    return;
+    return false;
   }
   const partial = shares ? { ...params, has_bias: 0, activation: 0, to: [0, n, m * n, 0] } : params;
   const most = engine.limits.maxComputeWorkgroupsPerDimension;
@@ -315,8 +336,9 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
       Math.ceil(tiles / wide),
       Math.min(most, count * split - first),
     ]);
-  if (!shares) return;
+  if (!shares) return isSumming;
   const merge = kernel("matmul", source, "merge", { T: a.dtype, TY: y.dtype });
   engine.launch(merge, { shares, bias: spread, y: strided(y) }, params, Math.ceil(y.size / 64));
   shares.dispose();
+  return false;
 }

@@ -19,11 +19,22 @@ const maybe = (t: Tensor, swap: boolean): Tensor => (swap ? swapped(t) : t);
 /** All axes but the last merged into rows. */
 const flat = (t: Tensor): Tensor => (t.rank === 2 ? t : reshape(t, [sizeOf(t.shape.slice(0, -1)), t.shape.at(-1)!]));
 
+/** Sums over the columns of a product's first operand, when its kernel wrote them. */
+interface RowSums {
+  of?: Tensor;
+}
+
 /** a · w under the batch's broadcasting, as a new tensor. */
-function product(a: Tensor, w: Tensor, name: string): Tensor {
+function product(a: Tensor, w: Tensor, name: string, sums?: RowSums): Tensor {
   const lead = broadcast(name, a.shape.slice(0, -2), w.shape.slice(0, -2));
   const y = a.engine.empty([...lead, a.shape.at(-2)!, w.shape.at(-1)!], a.dtype, name);
-  launchMatmul(y, a, w);
+  if (!sums) {
+    launchMatmul(y, a, w);
+    return y;
+  }
+  const rowSums = a.engine.empty([a.shape.at(-2)!], a.dtype, name);
+  if (launchMatmul(y, a, w, { rowSums })) sums.of = rowSums;
+  else rowSums.dispose();
   return y;
 }
 
@@ -47,6 +58,9 @@ const inner = (c: Backward<Name, Attrs>): Tensor =>
     launchElementwise(dz, unaryTable[activation].grad.x, ["dy", "x"], [c.dy, z]);
     return dz;
   });
+
+/** The bias's gradient, where the weight's has it: it sums what that product reads anyway. */
+const biasSums = (c: Backward<Name, Attrs>): RowSums => c.once("sums", () => ({}));
 
 const run = op<Name, Attrs>({
   name: "matmul",
@@ -92,12 +106,13 @@ const run = op<Name, Attrs>({
       let dz = inner(c);
       // One b for the whole batch: its gradient is one product over all rows.
       if (!hasBatch(c.spec.b.shape) && hasBatch(a.shape)) [a, dz] = [flat(a), flat(dz)];
+      const sums = c.needs.bias && !hasBatch(a.shape) && !hasBatch(dz.shape) ? biasSums(c) : undefined;
       const db = c.attrs.transposeB
-        ? product(swapped(dz), a, "matmul backward")
+        ? product(swapped(dz), a, "matmul backward", sums)
         : product(swapped(a), dz, "matmul backward");
       return db.rank < c.spec.b.shape.length ? reshape(db, c.spec.b.shape) : db;
     },
-    bias: (c) => sum(flat(inner(c)), 0),
+    bias: (c) => biasSums(c).of ?? sum(flat(inner(c)), 0),
   },
 });
 
