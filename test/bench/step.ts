@@ -6,6 +6,7 @@ import { parseConfig } from "../../train/config.js";
 import { AdamW, dropoutOf, EMA, lossOf, openSource, type Source } from "../../train/index.js";
 import { PRESETS } from "../../train/presets.js";
 import { newSetup, type Setup } from "../../train/setup.js";
+import { trainStep, uploadBatch } from "../../train/step.js";
 import { fillZeros } from "./block.js";
 import { type Case, errorAt, places } from "./case.js";
 import { random } from "./ops.js";
@@ -39,7 +40,19 @@ const training = async (engine: Engine) => {
     optimizer: new AdamW(Object.fromEntries(parameters), { lr: 1e-4 }),
     ema: new EMA(Object.fromEntries(parameters), config.ema),
   };
-  return { setup, batch, parameters, key: Key.from(3), flops: 3 * batchSize * clipFlops(setup), ...state };
+  const [key, flops] = [Key.from(3), 3 * batchSize * clipFlops(setup)];
+  const { optimizer, ema } = state;
+  const compiled = trainStep(setup, optimizer, ema, { clip: 1 });
+  /** A step as the loop takes it, with the upload of its batch; [loss, norm of the gradient]. */
+  const step = (eager: boolean) => {
+    engine.eager = eager;
+    try {
+      return compiled([uploadBatch(setup, batch)], key);
+    } finally {
+      engine.eager = false;
+    }
+  };
+  return { setup, batch, parameters, key, flops, optimizer, step };
 };
 let state: { optimizer: AdamW; ema: EMA } | undefined;
 
@@ -49,19 +62,14 @@ export const steps: readonly Case[] = [
     name: `training step, preset ${preset.name}`,
     traced: true,
     prepare: async (engine) => {
-      const { setup, batch, parameters, key, optimizer, ema, flops } = await training(engine);
+      const { setup, batch, parameters, key, optimizer, flops, step } = await training(engine);
       const loss = async () => {
         const tensor = engine.scope(() => lossOf(setup, batch, key));
         return tensor.item().finally(() => tensor.dispose());
       };
       return {
         flops,
-        run: () => {
-          lossOf(setup, batch, key);
-          optimizer.step({ clip: 1 });
-          optimizer.zeroGrad();
-          ema.update();
-        },
+        run: () => void step(true),
         // Differences of a loss in f32, along a curve.
         limit: 5e-3,
         check: async () => {
@@ -96,30 +104,18 @@ export const steps: readonly Case[] = [
     name: `training step, preset ${preset.name}, compiled`,
     traced: true,
     prepare: async (engine) => {
-      const { setup, batch, key, optimizer, ema, flops } = await training(engine);
-      const step = () => {
-        const loss = lossOf(setup, batch, key);
-        const { norm } = optimizer.step({ clip: 1 });
-        optimizer.zeroGrad();
-        ema.update();
-        return [loss.detach(), norm];
-      };
-      const compiled = engine.compile(step);
+      const { optimizer, flops, step } = await training(engine);
       return {
         flops,
-        run: () => void compiled(),
+        run: () => void step(false),
         check: async () => {
           // At a rate of 0 nothing moves, so both find the same model.
           optimizer.lr = 0;
-          const read = async (tensors: Tensor[]) => {
-            const numbers = await Promise.all(tensors.map((t) => t.item()));
-            for (const t of tensors) t.dispose();
-            return numbers;
-          };
-          const expected = await read(engine.scope(step));
-          const got = await read(compiled());
+          const [expected, got] = await Promise.all(
+            [true, false].map((eager) => engine.scope(() => step(eager)).data()),
+          );
           optimizer.lr = 1e-4;
-          return Math.max(...got.map((v, i) => Math.abs(v / expected[i] - 1)));
+          return Math.max(...Array.from(got, (v, i) => Math.abs(v / expected[i] - 1)));
         },
       };
     },

@@ -121,13 +121,13 @@ function blockStep(engine: Engine, ready: Ready, { x, target, ...weights }: Inpu
   return trainingStep(ready, w, () => mse(block(input, w), wanted));
 }
 
-function stditStep(engine: Engine, ready: Ready, { x, target, code: _, times, y, ...weights }: Inputs): () => Tensor {
+function stditStep(engine: Engine, ready: Ready, { x, target, code, y, ...weights }: Inputs): () => Tensor {
   const model = new STDiT(engine, STDIT);
   for (const [name, t] of model.namedParameters()) {
     const { data } = weights[name];
     engine.write(t, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   }
-  const [input, wanted, time, caption] = [x, target, times, y].map((host) => upload(engine, host));
-  const loss = () => mse(model.forward(input, time, caption), wanted);
+  const [input, wanted, codes, caption] = [x, target, code, y].map((host) => upload(engine, host));
+  const loss = () => mse(model.forward(input, codes, caption), wanted);
   return trainingStep(ready, Object.fromEntries(model.namedParameters()), loss);
 }

@@ -43,7 +43,7 @@ class JaxCase {
     // Reading the buffer's handle dispatches what is pending; the array itself is freed with it.
     const issue = (y: any) => y.gpuBufferSync();
     if (op === "blockStep" || op === "stditStep") {
-      const { x, target, code, times: _, y, space, time, ...weights } = inputs;
+      const { x, target, code, y, space, time, ...weights } = inputs;
       const given = op === "blockStep" ? { x, target } : { x, target, code, y, space, time };
       const step = this.trainingStep(this.uploadAll(weights), this.uploadAll(given as Inputs), (w, data) =>
         op === "blockStep" ? this.block(data.x, w) : this.stdit(data, w),

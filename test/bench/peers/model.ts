@@ -63,7 +63,6 @@ export function stditInputs(): Inputs {
   return {
     x: draw([BATCH, inChannels, T, 8, 8]),
     target: draw([BATCH, inChannels, T, 8, 8]),
-    times: host(times, [BATCH]),
     code: host(timestepCode(times), [BATCH, 256]),
     y: draw([BATCH, L, D]),
     space: host(posTable2d(C, 4, 4, STDIT.spaceScale), [S, C]),
