@@ -91,6 +91,8 @@ export class Flat {
       t.rehome(flat.chunks[slots[i].chunk].storage, slots[i].offset);
       homes.set(t, { flat, index: i });
     });
+    // What they lay in has sizes that few ask for: kept, it would be as much again as all of them.
+    engine.memoryPool.trim();
     return flat;
   }
 

@@ -4,7 +4,7 @@ import { checkHomes, type Named, oncePerCall, type Parameters, trained, within }
 
 /** Settings of an average of weights. */
 export interface EMAOptions {
-  /** Share of the average that one update keeps. Default 0.9999. */
+  /** Share of the average that one update keeps. Default 0.9999; 0 keeps no copy: the average is the weights. */
   decay?: number;
   /** Keep at most (1 + n) / (10 + n) in update n, counted from 0, so that the start is soon forgotten. Default false. */
   warmup?: boolean;
@@ -12,7 +12,7 @@ export interface EMAOptions {
 
 /**
  * An exponential moving average of trained parameters, in f32: average = decay · average + (1 - decay) · parameter,
- * one launch per flat buffer. It begins as an exact copy.
+ * one launch per flat buffer. It begins as an exact copy. With a decay of 0 it is the parameters, and takes no memory.
  */
 export class EMA {
   readonly engine: Engine;
@@ -40,12 +40,17 @@ export class EMA {
       this.list.map(({ tensor }) => tensor),
       "ema",
     );
-    this.shadow = this.parameters.like("optimizer", "ema");
-    this.shadow.copyFrom(this.parameters);
+    const tensors = this.list.map(({ tensor }) => tensor);
+    this.shadow = decay === 0 ? Flat.over(tensors, "ema") : this.parameters.like("optimizer", "ema");
+    if (this.isCopy) this.shadow.copyFrom(this.parameters);
     this.shares = this.engine.empty([2], "f32", "ema shares", "optimizer").keep();
     this.params = Object.fromEntries(
       this.list.map(({ name, tensor }, i) => [name, this.shadow.view(i, tensor.shape, "ema")]),
     );
+  }
+
+  private get isCopy(): boolean {
+    return this.shadow !== this.parameters;
   }
 
   /** Takes in the parameters' values of now. Call it after each optimizer step; in a compiled function, once. */
@@ -58,6 +63,7 @@ export class EMA {
       const keep = warmup ? Math.min(decay, (1 + n) / (10 + n)) : decay;
       this.engine.write(this.shares, new Uint8Array(Float32Array.of(keep, 1 - keep).buffer));
     });
+    if (!this.isCopy) return;
     for (const [k, shadow] of this.shadow.chunks.entries()) launchEma(shadow, this.parameters.chunks[k], this.shares);
   }
 
@@ -70,6 +76,7 @@ export class EMA {
   swap(): void {
     if (!this.inUse) checkHomes("ema.swap", this.parameters, this.list);
     this.inUse = !this.inUse;
+    if (!this.isCopy) return;
     const to = this.inUse ? this.shadow : this.parameters;
     for (const { storage } of this.shadow.chunks) storage.owned.owner = this.inUse ? "parameters" : "optimizer";
     for (const [i, { tensor }] of this.list.entries())

@@ -193,14 +193,19 @@ test("flags: full names, short ones, switches, lists, words", () => {
   assert.is(parseFlags(["--help"]).help, true);
 });
 
+test("words of a flag may be joined by dashes", () => {
+  const config = flags("--batch-size", "3", "--checkpoint-blocks", "--no-ema.warmup", "--train.checkpoint-blocks");
+  assert.equal([config.train.batchSize, config.train.checkpointBlocks, config.ema.warmup], [3, true, false]);
+});
+
 test("flags that are wrong are refused", () => {
   assert.is(
     refusal(() => flags("--lrr", "1")),
     "flags: unknown option: --lrr; did you mean --lr?",
   );
   assert.is(
-    refusal(() => flags("--batch-size", "1")),
-    "flags: unknown option: --batch-size; did you mean --batchSize?",
+    refusal(() => flags("--batch-sizes", "1")),
+    "flags: unknown option: --batch-sizes; did you mean --batchSize?",
   );
   assert.is(
     refusal(() => flags("--qqqqqqqq", "1")),
