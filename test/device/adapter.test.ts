@@ -154,6 +154,10 @@ test("the cache keeps and forgets nothing else", async () => {
     await platform.cacheWrite("tuning/a b", "[1]");
     assert.is(await platform.cacheRead("tuning/a b"), "[1]");
     assert.is(await platform.cacheRead("tuning"), undefined);
+    assert.ok(platform.cachePlace("tuning/a b").startsWith(cache));
+    assert.is(await platform.cacheRemove("tuning/a b"), true);
+    assert.is(await platform.cacheRemove("tuning/a b"), false);
+    assert.is(await platform.cacheRead("tuning/a b"), undefined);
     process.env.XDG_CACHE_HOME = "/dev/null/nowhere";
     await platform.cacheWrite("tuning", "[2]");
   } finally {
