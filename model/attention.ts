@@ -7,6 +7,7 @@ import {
   scaledDotProductAttention,
   softmax,
   type Tensor,
+  to,
   where,
 } from "../engine/index.js";
 import { zeros } from "./init.js";
@@ -124,6 +125,6 @@ export class CrossAttention extends Module {
     if (!gates) return this.proj.forward(a.permute([0, 2, 1, 3]).reshape(x.shape)); // [B, ..., C]
     const gated = a.mul(gates.reshape([heads, 1, 1])); // [B, h, N, d]
     const joined = this.proj.product(gated.permute([0, 2, 1, 3]).reshape(x.shape)); // [B, ..., C]
-    return add(joined, this.proj.bias!.mul(gates.mean())); // [B, ..., C]
+    return add(joined, to(this.proj.bias!, x.dtype).mul(gates.mean())); // [B, ..., C]
   }
 }

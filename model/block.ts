@@ -1,4 +1,4 @@
-import { add, addcmul, chunk, type Engine, type Tensor, tanh } from "../engine/index.js";
+import { add, addcmul, chunk, type Engine, type Tensor, tanh, to } from "../engine/index.js";
 import { CrossAttention, SelfAttention } from "./attention.js";
 import type { LanguageGate } from "./config.js";
 import { type Init, normal, zeros } from "./init.js";
@@ -82,7 +82,7 @@ export class STDiTBlock extends Module {
    * @param language the second caption, for blocks that have a second cross-attention
    */
   forward(x: Tensor, y: Tensor, t6: Tensor, mask?: Tensor, temporal?: Tensor, language?: LanguageInput): Tensor {
-    const rows = add(t6, this.scaleShiftTable).unsqueeze(2); // [B, 6, 1, C]
+    const rows = add(t6, to(this.scaleShiftTable, t6.dtype)).unsqueeze(2); // [B, 6, 1, C]
     const [shift1, scale1, gate1, shift2, scale2, gate2] = chunk(rows, 6, 1); // [B, 1, 1, C] each
     const z = addcmul(shift1, this.norm1.forward(x), scale1); // [B, T, S, C]
     const xs = addcmul(x, gate1, this.attn.forward(z, 2)); // [B, T, S, C]
@@ -97,7 +97,7 @@ export class STDiTBlock extends Module {
   /** x + tanh(gate) · attention to the second caption. */
   #language(x: Tensor, { y, mask }: LanguageInput): Tensor {
     const cross = this.crossAttnLlm!;
-    const gate = tanh(this.gateLlm!); // [1], [heads] or [C]
+    const gate = tanh(to(this.gateLlm!, x.dtype)); // [1], [heads] or [C]
     const perHead = gate.size === cross.heads && gate.size !== 1;
     if (perHead) return add(x, cross.forward(x, y, mask, gate)); // [B, T, S, C]
     return addcmul(x, gate, cross.forward(x, y, mask)); // [B, T, S, C]
@@ -122,7 +122,7 @@ export class FinalLayer extends Module {
 
   /** x [B, T, S, C] and the timestep's vector t [B, C] to [B, T, S, outputs]. */
   forward(x: Tensor, t: Tensor): Tensor {
-    const rows = add(t.unsqueeze(1), this.scaleShiftTable).unsqueeze(2); // [B, 2, 1, C]
+    const rows = add(t.unsqueeze(1), to(this.scaleShiftTable, t.dtype)).unsqueeze(2); // [B, 2, 1, C]
     const [shift, scale] = chunk(rows, 2, 1); // [B, 1, 1, C] each
     const z = addcmul(shift, this.norm.forward(x), add(scale, 1)); // [B, T, S, C]
     return this.linear.forward(z); // [B, T, S, outputs]

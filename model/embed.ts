@@ -1,4 +1,4 @@
-import { cat, type Engine, ShapeError, slice, Tensor, to, where } from "../engine/index.js";
+import { cat, type DType, type Engine, ShapeError, slice, Tensor, to, where } from "../engine/index.js";
 import { type Init, normal } from "./init.js";
 import { Linear, Mlp } from "./layers.js";
 import { Module, type ModuleOptions } from "./module.js";
@@ -148,11 +148,12 @@ export class CaptionEmbedder extends Module {
   /**
    * [B, L, D] to [B, L, C].
    * @param drop [B], nonzero where the caption is replaced by the null caption; host numbers or u32
+   * @param dtype to compute in, by default that of the weights
    */
-  forward(y: Tensor, drop?: ArrayLike<number> | Tensor): Tensor {
+  forward(y: Tensor, drop?: ArrayLike<number> | Tensor, dtype: DType = this.yEmbedding.dtype): Tensor {
     const given = to(y, this.yEmbedding.dtype); // [B, L, D]
     const kept = drop === undefined ? given : this.replace(given, drop); // [B, L, D]
-    return this.yProj.forward(kept); // [B, L, C]
+    return this.yProj.forward(to(kept, dtype)); // [B, L, C]
   }
 
   private replace(y: Tensor, drop: ArrayLike<number> | Tensor): Tensor {

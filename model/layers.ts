@@ -34,8 +34,8 @@ export interface Adapter {
 }
 
 /**
- * y = x Wᵀ + b over the last axis; weight [out, in]. With an adapter (see `addLora`) alpha / rank · (x Aᵀ) Bᵀ is added,
- * computed in the adapter's dtype.
+ * y = x Wᵀ + b over the last axis; weight [out, in], converted to the dtype of x, so that a gradient of full weights comes
+ * back in full. With an adapter (see `addLora`) alpha / rank · (x Aᵀ) Bᵀ is added, computed in the adapter's dtype.
  */
 export class Linear extends Module {
   static override readonly names = { loraA: "lora_A", loraB: "lora_B" };
@@ -61,16 +61,17 @@ export class Linear extends Module {
    */
   forward(x: Tensor, activation: Activation = "none"): Tensor {
     const alone = !this.loraA || this.loraBase;
+    const bias = this.bias && to(this.bias, x.dtype); // [out]
     if (alone && (activation === "none" || !this.engine.recording))
-      return linear(x, this.weight, this.bias, activation); // [..., out]
-    const y = this.adapted(x, linear(x, this.weight, this.bias)); // [..., out]
+      return linear(x, to(this.weight, x.dtype), bias, activation); // [..., out]
+    const y = this.adapted(x, linear(x, to(this.weight, x.dtype), bias)); // [..., out]
     if (activation === "none") return y; // [..., out]
     return activation === "silu" ? silu(y) : geluTanh(y); // [..., out]
   }
 
   /** x Wᵀ with the adapter's share but without the bias, for callers that add the bias in a way of their own. */
   product(x: Tensor): Tensor {
-    return this.adapted(x, linear(x, this.weight)); // [..., out]
+    return this.adapted(x, linear(x, to(this.weight, x.dtype))); // [..., out]
   }
 
   private adapted(x: Tensor, y: Tensor): Tensor {
@@ -136,7 +137,8 @@ export class LayerNorm extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    return layerNorm(x, { weight: this.weight, bias: this.bias, eps: this.eps }); // as x
+    const [weight, bias] = [this.weight, this.bias].map((p) => p && to(p, x.dtype)); // [C] each
+    return layerNorm(x, { weight, bias, eps: this.eps }); // as x
   }
 }
 
@@ -196,7 +198,8 @@ export class Conv2d extends Module {
 
   /** [B, in, H, W] to [B, out, H', W']. */
   forward(x: Tensor): Tensor {
-    return conv2d(x, this.weight, this.bias, { stride: this.stride, padding: this.padding }); // [B, out, H', W']
+    const [weight, bias] = [this.weight, this.bias].map((p) => p && to(p, x.dtype));
+    return conv2d(x, weight!, bias, { stride: this.stride, padding: this.padding }); // [B, out, H', W']
   }
 }
 
@@ -241,6 +244,7 @@ export class Conv3dPatch extends Module {
       );
     const cut = x.reshape([B, inputs, T / pt, pt, H / ph, ph, W / pw, pw]); // [B, in, T/pt, pt, H/ph, ph, W/pw, pw]
     const rows = cut.permute([0, 2, 4, 6, 1, 3, 5, 7]).reshape([B, T / pt, H / ph, W / pw, inputs * pt * ph * pw]); // [B, T/pt, H/ph, W/pw, in·pt·ph·pw]
-    return linear(rows, reshape(this.weight, [out, inputs * pt * ph * pw]), this.bias); // [B, T/pt, H/ph, W/pw, out]
+    const weight = to(reshape(this.weight, [out, inputs * pt * ph * pw]), x.dtype); // [out, in·pt·ph·pw]
+    return linear(rows, weight, to(this.bias, x.dtype)); // [B, T/pt, H/ph, W/pw, out]
   }
 }

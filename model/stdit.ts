@@ -2,6 +2,7 @@ import {
   add,
   checkOptions,
   checkpoint,
+  type DType,
   type Engine,
   expand,
   type Shape,
@@ -82,6 +83,11 @@ export class STDiT extends Module {
   readonly posEmbedTemporal: Tensor;
   /** Re-runs each block in backward instead of keeping its activations: less memory, more time, the same numbers. */
   checkpointBlocks = false;
+  /**
+   * Dtype of activations where that differs from the weights', which are converted for each product: "f16" with weights in
+   * f32 is mixed precision. Times and what is read from them stay in the weights' dtype until the blocks.
+   */
+  compute: DType | undefined;
   /** Which blocks are copies of which; undefined for a model that never grew. */
   growth: GrowthRecord | undefined;
   /** How its language branch began; undefined without one, or with one from the start. */
@@ -131,8 +137,13 @@ export class STDiT extends Module {
     this.posEmbedTemporal = this.buffer(engine.tensor(posTable1d(C, T, c.timeScale), [1, T, C], dtype));
   }
 
-  get dtype(): Tensor["dtype"] {
+  /** The weights'. */
+  get dtype(): DType {
     return this.xEmbedder.weight.dtype;
+  }
+  /** What activations are in. */
+  get #inner(): DType {
+    return this.compute ?? this.dtype;
   }
 
   /**
@@ -144,7 +155,8 @@ export class STDiT extends Module {
    * @throws ShapeError naming the input that does not fit, before GPU work
    */
   forward(x: Tensor, timestep: Times, y: Tensor, mask?: Tensor, call: STDiTCall = {}): Tensor {
-    const { config, dtype } = this;
+    const { config } = this;
+    const dtype = this.#inner;
     const C = config.hidden;
     this.#check(x, timestep, y, mask);
     this.#checkLanguage(x.shape[0], call.language);
@@ -155,18 +167,18 @@ export class STDiT extends Module {
     const [, T, GH, GW] = patches.shape;
     const space = this.#table(this.posEmbed, `${GH}x${GW}`, () => posTable2d(C, GH, GW, config.spaceScale)); // [1, S, C]
     const time = this.#table(this.posEmbedTemporal, `${T}`, () => posTable1d(C, T, config.timeScale)).unsqueeze(2); // [1, T, 1, C]
-    let tokens = add(patches.reshape([B, T, GH * GW, C]), space); // [B, T, S, C]
+    let tokens = add(patches.reshape([B, T, GH * GW, C]), to(space, dtype)); // [B, T, S, C]
 
     const t = this.tEmbedder.forward(timestep); // [B, C]
-    const t6 = add(this.tBlock.forward(silu(t)).reshape([B, 6, C]), this.#ones()); // [B, 6, C]
-    const c = this.yEmbedder.forward(caption, call.drop); // [B, L, C]
+    const t6 = to(add(this.tBlock.forward(silu(t)).reshape([B, 6, C]), this.#ones()), dtype); // [B, 6, C]
+    const c = this.yEmbedder.forward(caption, call.drop, dtype); // [B, L, C]
     const m = mask && this.#tile(mask, B); // [B, 1, 1, L]
     const second = this.#language(B, call.language);
     for (const [i, block] of this.blocks.entries()) {
-      const temporal = i === config.temporalOwner ? time : undefined; // [1, T, 1, C]
+      const temporal = i === config.temporalOwner ? to(time, dtype) : undefined; // [1, T, 1, C]
       tokens = this.#run(block, tokens, c, t6, m, temporal, second); // [B, T, S, C]
     }
-    const values = this.finalLayer.forward(tokens, t); // [B, T, S, pt·ph·pw·out]
+    const values = this.finalLayer.forward(tokens, to(t, dtype)); // [B, T, S, pt·ph·pw·out]
     return this.#unpatchify(values, T, GH, GW); // [B, out, T, H, W]
   }
 
@@ -195,7 +207,10 @@ export class STDiT extends Module {
   #language(B: number, call: LanguageCall | undefined): LanguageInput | undefined {
     if (!call) return undefined;
     const caption = call.y.rank === 4 ? call.y.squeeze(1) : call.y; // [B, L, D]
-    return { y: this.yEmbedderLlm!.forward(caption, call.drop), mask: call.mask && this.#tile(call.mask, B) };
+    return {
+      y: this.yEmbedderLlm!.forward(caption, call.drop, this.#inner),
+      mask: call.mask && this.#tile(call.mask, B),
+    };
   }
 
   #check(x: Tensor, timestep: Times, y: Tensor, mask?: Tensor): void {

@@ -2,9 +2,9 @@ import { type Engine, Key } from "../engine/index.js";
 import { Batches } from "./batch.js";
 import type { Config } from "./config.js";
 import { dropoutOf } from "./loop.js";
-import { AdamW, EMA } from "./optim.js";
 import { languageReader, newSetup } from "./setup.js";
 import type { Source } from "./source.js";
+import { learnersOf } from "./state.js";
 import { trainStep, uploadBatch } from "./step.js";
 
 /**
@@ -19,11 +19,11 @@ export async function secondsPerStep(
   steps = 4,
 ): Promise<number> {
   const setup = await newSetup(engine, config, source);
-  const parameters = Object.fromEntries(setup.model.namedParameters());
-  const [optimizer, ema] = [new AdamW(parameters, { lr: 1e-4 }), new EMA(parameters, config.ema)];
+  const { optimizer, ema } = learnersOf(setup, config);
   const options = { batchSize: config.train.batchSize, ...dropoutOf(config, setup), seed: config.run.seed };
   const batches = new Batches(source.dataset, setup.text, options, languageReader(setup));
   const compiled = trainStep(setup, optimizer, ema, { clip: 1 });
+  optimizer.lr = 1e-4;
   const step = async (i: number) => {
     const batch = await batches.get(i);
     const start = performance.now();

@@ -184,6 +184,10 @@ export const sections = {
     warmupSteps: count(0).default(20).describe("steps of linear warm-up from 0 (not with constant)"),
     decayFraction: share.default(0.3).describe("last share of steps in which the rate falls (linear-decay)"),
     finalFraction: share.default(0.02).describe("share of lr left at the end (cosine, linear-decay)"),
+    state: z
+      .enum(["f32", "f16", "8bit"])
+      .default("f32")
+      .describe("storage of AdamW's averages: 8, 4.1 or 2.1 bytes a parameter"),
     accumulate: count(1).default(1).describe("batches whose gradients are averaged into one step"),
   }),
   ema: z.strictObject({
@@ -193,6 +197,10 @@ export const sections = {
   train: z.strictObject({
     steps: count(1).default(1329).describe("optimizer steps"),
     batchSize: count(1).default(8).describe("clips in one batch"),
+    precision: z
+      .enum(["f32", "mixed"])
+      .default("f32")
+      .describe("mixed computes in f16 with weights and optimizer in f32, and scales the loss (adapters with f16)"),
     eager: z
       .boolean()
       .default(false)

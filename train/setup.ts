@@ -1,4 +1,4 @@
-import { ConfigError } from "../engine/errors.js";
+import { ConfigError, FeatureError } from "../engine/errors.js";
 import { type Engine, Key } from "../engine/index.js";
 import type { ModelContent } from "../model/checkpoint.js";
 import { type Codec, PCACodec, PixelCodec } from "../model/codec.js";
@@ -123,13 +123,26 @@ const wordsInfo = (text: WordEncoder) => ({
   fingerprint: text.fingerprint,
 });
 
+/** @throws FeatureError where the adapter cannot compute as `train.precision` says */
+function checkPrecision(engine: Engine, { train }: Config): void {
+  if (train.precision === "mixed" && !engine.has("shader-f16"))
+    throw new FeatureError(
+      `train.precision: mixed needs f16 (feature shader-f16), which ${engine.info.name} does not offer; leave it at f32, or choose another adapter with --adapter.`,
+    );
+}
+
+/** Lets a setup's model compute as the configuration says. */
+function prepared(setup: Setup, { train }: Config): Setup {
+  setup.model.checkpointBlocks = train.checkpointBlocks;
+  setup.model.compute = train.precision === "mixed" ? "f16" : undefined;
+  return setup;
+}
+
 /** A new model by the configuration and its seed: a fresh one, or `model.from` grown as the configuration says. */
 export async function newSetup(engine: Engine, config: Config, source: Source): Promise<Setup> {
-  const setup = await (config.model.from === undefined
-    ? freshSetup(engine, config, source)
-    : continuedSetup(engine, config));
-  setup.model.checkpointBlocks = config.train.checkpointBlocks;
-  return setup;
+  checkPrecision(engine, config);
+  const setup = config.model.from === undefined ? freshSetup(engine, config, source) : continuedSetup(engine, config);
+  return prepared(await setup, config);
 }
 
 async function freshSetup(engine: Engine, config: Config, source: Source): Promise<Setup> {
@@ -159,8 +172,8 @@ async function freshSetup(engine: Engine, config: Config, source: Source): Promi
 
 /** The model of a checkpoint: averaged weights, which `restore` then replaces by those in training. */
 export async function savedSetup(engine: Engine, config: Config, checkpoint: Checkpoint): Promise<Setup> {
+  checkPrecision(engine, config);
   const setup = await openSetup(engine, checkpoint.file, {}, placesOf(config));
   chooseTrained(setup.model, config);
-  setup.model.checkpointBlocks = config.train.checkpointBlocks;
-  return setup;
+  return prepared(setup, config);
 }

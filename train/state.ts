@@ -22,11 +22,15 @@ export interface TrainState {
 /** What moves the parameters of a setup, as the configuration says. */
 export function learnersOf(
   { model }: Pick<Setup, "model">,
-  { optim, ema }: Config,
+  { optim, ema, train }: Config,
 ): Pick<TrainState, "optimizer" | "ema"> {
   const parameters = trainedParameters(model);
-  const { lr, betas, eps, weightDecay } = optim;
-  return { optimizer: new AdamW(parameters, { lr, betas, eps, weightDecay }), ema: new EMA(parameters, ema) };
+  const { lr, betas, eps, weightDecay, state } = optim;
+  const scaling = train.precision === "mixed" ? {} : undefined;
+  return {
+    optimizer: new AdamW(parameters, { lr, betas, eps, weightDecay, state, scaling }),
+    ema: new EMA(parameters, ema),
+  };
 }
 
 /** The parameters that learn. */
