@@ -44,6 +44,26 @@ test("trace: every launch with kernel, workgroups, bytes, time and module, also 
   assert.is(after.launches.length, 0);
 });
 
+test("plan: what a compiled function launches, and which ops became one launch", async () => {
+  const f = engine.compile((a: Tensor) => a.mul(2).add(1).silu().softmax(-1));
+  let error: Error | undefined;
+  await inspect.plan(f).catch((e: Error) => {
+    error = e;
+  });
+  assert.match(error!.message, /has no plan yet; call it once/);
+  const given = x.detach();
+  const seen = await inspect.plan(f, () => f(given));
+  assert.equal(
+    seen.launches.map((l) => l.ops),
+    [["mulScalar", "addScalar", "silu"], ["softmax"], ["copy"]].slice(0, seen.launches.length),
+  );
+  assert.is(seen.traced, 4);
+  assert.match(seen.launches[0].source!, /fn silu_2\(x: f32\) -> f32/);
+  if (engine.has("timestamp-query")) assert.ok(seen.launches.every((l) => l.us! >= 0));
+  assert.match(`${seen}`, /fused\.flat +mulScalar \+ addScalar \+ silu[\s\S]*2 commands of 4 that were traced/);
+  f.dispose();
+});
+
 test("trace: many launches, and a function that waits", async () => {
   const trace = await inspect.trace(engine, async () => {
     let y = x.detach();

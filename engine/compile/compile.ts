@@ -12,6 +12,7 @@ const PLANS = 16;
 /** A compiled function: called like the one it was made of. */
 export interface Compiled<A extends readonly unknown[], R> {
   (...args: A): R;
+  readonly engine: Engine;
   /** The plans made so far, one for each kind of call. */
   readonly plans: readonly Plan[];
   /** Gives the plans' memory back; the next call traces anew. */
@@ -127,7 +128,7 @@ export function compile<A extends readonly unknown[], R>(engine: Engine, f: (...
     for (const { plan } of all()) plan.dispose();
     entries.clear();
   };
-  return Object.defineProperties(Object.assign(call, { dispose }), {
+  return Object.defineProperties(Object.assign(call, { engine, dispose }), {
     plans: { get: () => all().map(({ plan }) => plan) },
   }) as Compiled<A, R>;
 }
