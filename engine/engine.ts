@@ -1,4 +1,5 @@
 import { type Compiled, compile } from "./compile/compile.js";
+import type { Meaning } from "./compile/meaning.js";
 import { Slots } from "./compile/slots.js";
 import type { Trace } from "./compile/trace.js";
 import { type DeviceInfo, platform, requestDevice } from "./device/adapter.js";
@@ -19,7 +20,6 @@ import { Memory, type MemoryReport, megabytes, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
 import { addTo } from "./ops/update.js";
-import type { Meaning } from "./compile/meaning.js";
 import { type Bound, type Limits, Queue } from "./queue.js";
 import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
