@@ -6,7 +6,8 @@
 // and shuffles show it to all: a load costs such a processor as much as a dozen multiplications, a shuffle about one.
 // A tile's weights stay in registers; the sums wait in workgroup memory, where each lane has its own, so that no barrier
 // is needed and the loop over columns stays short. Larger R or G take more registers than there are, and are slower.
-// Workgroups with z > 0 own further columns, and compute the weights again.
+// Workgroups with z > 0 own further columns, and compute the weights again. (Loops over columns end at a number that no
+// compiler can bound: lavapipe's would unroll them, and take minutes.)
 // Columns are read as vec4: D, E, strides and offsets divide by 4.
 // Limits assumed: subgroups of exactly LANES lanes, 8 buffers, 2 * 16 * C4 * R * LANES bytes of workgroup memory.
 enable subgroups;
@@ -117,11 +118,11 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
   let from_w = wg.z * C4;
-  let width = min(C4, p.width / 4u - from_w);
+  let end_w = min(from_w + C4, p.width / 4u);
   let pos = position(task / p.blocks, p.lead.w);
   let i0 = (task % p.blocks) * LANES * R;
   let q0 = first(pos, p.q); let y0 = first(pos, p.y); let m0 = first(pos, p.mask);
-  let k0 = first(shared_head(pos), p.k); let v0 = first(shared_head(pos), p.v) + from_w * 4u;
+  let k0 = first(shared_head(pos), p.k); let v0 = first(shared_head(pos), p.v);
   // Rows beyond the last repeat it and are not written.
   var i = array<u32, R>();
   var qi = array<u32, R>();
@@ -166,9 +167,9 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
         total[r] += s[t * R + r];
       }
     }
-    for (var c = 0u; c < width; c++) {
+    for (var c = from_w; c < end_w; c++) {
       var sum = array<vec4<f32>, R>();
-      for (var r = 0u; r < R; r++) { sum[r] = sums[(c * R + r) * LANES + lane] * shrink[r]; }
+      for (var r = 0u; r < R; r++) { sum[r] = sums[((c - from_w) * R + r) * LANES + lane] * shrink[r]; }
       for (var g = 0u; g < G; g++) {
         let shown = vec4<f32>(v4[vj[g] + c]);
         for (var t = 0u; t < LANES; t++) {
@@ -176,7 +177,7 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
           for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(s[(g * LANES + t) * R + r]), other, sum[r]); }
         }
       }
-      for (var r = 0u; r < R; r++) { sums[(c * R + r) * LANES + lane] = sum[r]; }
+      for (var r = 0u; r < R; r++) { sums[((c - from_w) * R + r) * LANES + lane] = sum[r]; }
     }
   }
   for (var r = 0u; r < R; r++) {
@@ -184,8 +185,8 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
     // A row without any key gives 0.
     let inverse = select(1.0 / total[r], 0.0, total[r] == 0.0);
     if (wg.z == 0u) { stats[statistics(pos) + i[r]] = vec2<f32>(select(high[r] + log(total[r]), 0.0, total[r] == 0.0), 0.0); }
-    let yi = (y0 + i[r] * p.y[1].y) / 4u + from_w;
-    for (var c = 0u; c < width; c++) { y4[yi + c] = vec4<T>(sums[(c * R + r) * LANES + lane] * inverse); }
+    let yi = (y0 + i[r] * p.y[1].y) / 4u;
+    for (var c = from_w; c < end_w; c++) { y4[yi + c] = vec4<T>(sums[((c - from_w) * R + r) * LANES + lane] * inverse); }
   }
 }
 
@@ -194,7 +195,7 @@ fn backward_query(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
   let from_x = wg.z * C4;
-  let depth = min(C4, p.depth / 4u - from_x);
+  let end_x = min(from_x + C4, p.depth / 4u);
   let pos = position(task / p.blocks, p.lead.w);
   let i0 = (task % p.blocks) * LANES * R;
   let q0 = first(pos, p.q); let dy0 = first(pos, p.dy); let y0 = first(pos, p.y); let dq0 = first(pos, p.dq); let m0 = first(pos, p.mask);
@@ -250,23 +251,23 @@ fn backward_query(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
       }
     }
     for (var n = 0u; n < TILE * R; n++) { ds[n] = s[n] * (ds[n] - delta[n % R]); }
-    for (var c = 0u; c < depth; c++) {
+    for (var c = from_x; c < end_x; c++) {
       var sum = array<vec4<f32>, R>();
-      for (var r = 0u; r < R; r++) { sum[r] = sums_k[(c * R + r) * LANES + lane]; }
+      for (var r = 0u; r < R; r++) { sum[r] = sums_k[((c - from_x) * R + r) * LANES + lane]; }
       for (var g = 0u; g < G; g++) {
-        let shown = vec4<f32>(k4[kj[g] + from_x + c]);
+        let shown = vec4<f32>(k4[kj[g] + c]);
         for (var t = 0u; t < LANES; t++) {
           let other = subgroupShuffle(shown, t);
           for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(ds[(g * LANES + t) * R + r]), other, sum[r]); }
         }
       }
-      for (var r = 0u; r < R; r++) { sums_k[(c * R + r) * LANES + lane] = sum[r]; }
+      for (var r = 0u; r < R; r++) { sums_k[((c - from_x) * R + r) * LANES + lane] = sum[r]; }
     }
   }
   for (var r = 0u; r < R; r++) {
     if (i0 + r * LANES + lane >= p.rows) { continue; }
-    let dqi = (dq0 + i[r] * p.dq[1].y) / 4u + from_x;
-    for (var c = 0u; c < depth; c++) { dq4[dqi + c] = vec4<T>(sums_k[(c * R + r) * LANES + lane] * p.scale); }
+    let dqi = (dq0 + i[r] * p.dq[1].y) / 4u;
+    for (var c = from_x; c < end_x; c++) { dq4[dqi + c] = vec4<T>(sums_k[((c - from_x) * R + r) * LANES + lane] * p.scale); }
   }
 }
 
@@ -275,8 +276,8 @@ fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) g
   let task = wg.y * groups.x + wg.x;
   if (task >= p.count * p.blocks) { return; }
   // Neither part of the columns may begin beyond the end: the wider of the two decided how many there are.
-  let from_x = min(wg.z * C4, p.depth / 4u); let depth = min(C4, p.depth / 4u - from_x);
-  let from_w = min(wg.z * C4, p.width / 4u); let width = min(C4, p.width / 4u - from_w);
+  let from_x = min(wg.z * C4, p.depth / 4u); let end_x = min(from_x + C4, p.depth / 4u);
+  let from_w = min(wg.z * C4, p.width / 4u); let end_w = min(from_w + C4, p.width / 4u);
   let shared_pos = position(task / p.blocks, p.lead.w / p.group);
   let j0 = (task % p.blocks) * LANES * R;
   let k0 = first(shared_pos, p.k); let v0 = first(shared_pos, p.v);
@@ -333,17 +334,17 @@ fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) g
           for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = weight(s[(g * LANES + t) * R + r], normal); }
         }
       }
-      for (var c = 0u; c < width; c++) {
+      for (var c = from_w; c < end_w; c++) {
         var sum = array<vec4<f32>, R>();
-        for (var r = 0u; r < R; r++) { sum[r] = sums[(c * R + r) * LANES + lane]; }
+        for (var r = 0u; r < R; r++) { sum[r] = sums[((c - from_w) * R + r) * LANES + lane]; }
         for (var g = 0u; g < G; g++) {
-          let shown = vec4<f32>(dy4[dyi[g] + from_w + c]);
+          let shown = vec4<f32>(dy4[dyi[g] + c]);
           for (var t = 0u; t < LANES; t++) {
             let other = subgroupShuffle(shown, t);
             for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(s[(g * LANES + t) * R + r]), other, sum[r]); }
           }
         }
-        for (var r = 0u; r < R; r++) { sums[(c * R + r) * LANES + lane] = sum[r]; }
+        for (var r = 0u; r < R; r++) { sums[((c - from_w) * R + r) * LANES + lane] = sum[r]; }
       }
       var ds = Tile();
       for (var c = 0u; c < p.width / 4u; c++) {
@@ -358,26 +359,26 @@ fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) g
         }
       }
       for (var n = 0u; n < TILE * R; n++) { ds[n] = s[n] * (ds[n] - delta[n / R]); }
-      for (var c = 0u; c < depth; c++) {
+      for (var c = from_x; c < end_x; c++) {
         var sum = array<vec4<f32>, R>();
-        for (var r = 0u; r < R; r++) { sum[r] = sums_k[(c * R + r) * LANES + lane]; }
+        for (var r = 0u; r < R; r++) { sum[r] = sums_k[((c - from_x) * R + r) * LANES + lane]; }
         for (var g = 0u; g < G; g++) {
-          let shown = vec4<f32>(q4[qi[g] + from_x + c]);
+          let shown = vec4<f32>(q4[qi[g] + c]);
           for (var t = 0u; t < LANES; t++) {
             let other = subgroupShuffle(shown, t);
             for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(ds[(g * LANES + t) * R + r]), other, sum[r]); }
           }
         }
-        for (var r = 0u; r < R; r++) { sums_k[(c * R + r) * LANES + lane] = sum[r]; }
+        for (var r = 0u; r < R; r++) { sums_k[((c - from_x) * R + r) * LANES + lane] = sum[r]; }
       }
     }
   }
-  let dk0 = first(shared_pos, p.dk) + from_x * 4u; let dv0 = first(shared_pos, p.dv) + from_w * 4u;
+  let dk0 = first(shared_pos, p.dk); let dv0 = first(shared_pos, p.dv);
   for (var r = 0u; r < R; r++) {
     if (j0 + r * LANES + lane >= p.keys) { continue; }
     let dkj = (dk0 + j[r] * p.dk[1].y) / 4u;
     let dvj = (dv0 + j[r] * p.dv[1].y) / 4u;
-    for (var c = 0u; c < depth; c++) { dkv4[dkj + c] = vec4<T>(sums_k[(c * R + r) * LANES + lane] * p.scale); }
-    for (var c = 0u; c < width; c++) { dkv4[dvj + c] = vec4<T>(sums[(c * R + r) * LANES + lane]); }
+    for (var c = from_x; c < end_x; c++) { dkv4[dkj + c] = vec4<T>(sums_k[((c - from_x) * R + r) * LANES + lane] * p.scale); }
+    for (var c = from_w; c < end_w; c++) { dkv4[dvj + c] = vec4<T>(sums[((c - from_w) * R + r) * LANES + lane]); }
   }
 }

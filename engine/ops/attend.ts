@@ -67,9 +67,12 @@ function subgroup(engine: Engine): number | undefined {
   return isKnown ? sizes[0] : undefined;
 }
 
-/** The variants that an adapter can run. */
+/** True where a subgroup is one vector of eight, as lavapipe's are: `lanes` is then faster, and `rows` slow to compile. */
+const isWide = (engine: Engine): boolean => engine.kind === "software" && subgroup(engine) === 8;
+
+/** The variants worth comparing on an adapter: all that it can run, but for `rows` where it compiles for half a minute. */
 export const attentionVariantsOf = (engine: Engine): AttentionVariant[] =>
-  attentionVariants.filter((v) => v !== "lanes" || subgroup(engine) !== undefined);
+  attentionVariants.filter((v) => (v === "lanes" ? subgroup(engine) !== undefined : v !== "rows" || !isWide(engine)));
 
 function choose(engine: Engine, { q, v, variant }: Attention, operands: readonly Tensor[]): AttentionVariant {
   const [d, e] = [q.shape.at(-1)!, v.shape.at(-1)!];
@@ -92,8 +95,7 @@ function choose(engine: Engine, { q, v, variant }: Attention, operands: readonly
     return variant;
   }
   // Tiles would compile for minutes on a software adapter. Vectors of 4, SwiftShader's, are too narrow for lanes.
-  const wide = subgroup(engine) === 8;
-  const best = engine.kind !== "software" ? "tiles" : wide ? "lanes" : "rows";
+  const best = engine.kind !== "software" ? "tiles" : isWide(engine) ? "lanes" : "rows";
   return fits[best] ? best : "naive";
 }
 
