@@ -1,7 +1,7 @@
 // node .build/test.mjs [--verbose] [--jobs N] [filter…]: runs test/**/*.test.ts, or those whose path holds a filter.
 // Each file is a process of its own, so that a crash ends one file and not the run.
 import { spawn } from "node:child_process";
-import { readdirSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
@@ -11,6 +11,12 @@ import { bundleForNode, root, stop, temporaryFolder } from "./bundle.mjs";
 const FILE_LIMIT_S = 900;
 /** A file that has printed its totals has this long to end. */
 const EXIT_LIMIT_S = 20;
+/** What takes longest on a software adapter, the longest first. */
+const LONGEST = [
+  ...["examples", "train/kill", "train/demo", "train/foreign-course", "browser/ops", "train/continued", "bench"],
+  ...["model/flow-base", "ops", "train/faults", "browser/determinism", "train/report", "pack", "train/cached-run"],
+  ...["model/growth", "model/vae-trained", "train/grow", "train/encode", "browser/page", "matmul", "browser/stdit"],
+].map((name) => `${name}.test.ts`);
 
 const { values, positionals: filters } = parseArgs({
   allowPositionals: true,
@@ -19,12 +25,15 @@ const { values, positionals: filters } = parseArgs({
 const jobs = Number(values.jobs ?? Math.min(2, availableParallelism()));
 if (!Number.isInteger(jobs) || jobs < 1) fail(`--jobs must be a whole number from 1: "${values.jobs}"`);
 
-// The files of test/ itself take longest: they come first, so that none of them runs alone at the end.
+// The longest come first, so that none of them runs alone at the end.
 const files = readdirSync(join(root, "test"), { recursive: true })
   .map((file) => file.replaceAll("\\", "/"))
   .filter((file) => file.endsWith(".test.ts") && (filters.length === 0 || filters.some((part) => file.includes(part))))
-  .sort((a, b) => a.split("/").length - b.split("/").length || (a < b ? -1 : 1));
+  .sort((a, b) => placeOf(a) - placeOf(b) || (a < b ? -1 : 1));
 if (files.length === 0) fail(`no test file matches ${filters.join(", ") || "test/**/*.test.ts"}`);
+
+const gone = LONGEST.find((file) => !existsSync(join(root, "test", file)));
+if (gone) fail(`${gone} is named among the longest, and is not there`);
 
 const outdir = temporaryFolder("test");
 const started = performance.now();
@@ -33,6 +42,12 @@ const queue = await bundle();
 await stop();
 await Promise.all(Array.from({ length: Math.min(jobs, files.length) }, worker));
 summarize();
+
+/** A file's place among the longest, or one behind them all. */
+function placeOf(file) {
+  const place = LONGEST.indexOf(file);
+  return place < 0 ? LONGEST.length : place;
+}
 
 /** Bundles all files at once; when that fails, finds those that fail alone, and gives the others. */
 async function bundle() {
