@@ -8,9 +8,9 @@
 //                the loss scale in `schedule`: they change from step to step, launches do not.
 //                A norm that is not finite leaves everything as it was.
 //   adamw_packed the same with m and sqrt(v) in 8 or 16 bits, as shares of the largest in 64 neighbours (`scales`).
-//                Of 8 bits, share = ± (c / 127)² for m and (c / 255)² for sqrt(v); of 16, a half float. Rounding is to
-//                either neighbour, by chance in proportion, so that averages neither stick nor drift: changes of one
-//                step are smaller than a unit of the code.
+//                Of 8 bits, share = ± 2^((c - 127) / 8) for m, 2^((c - 255) / 16) for sqrt(v), and 0 for c = 0; of 16, a
+//                half float. Rounding is to either neighbour, by chance in proportion, so that averages neither stick
+//                nor drift: changes of one step are smaller than a unit of the code.
 //   rescale      the loss scale after a step: halved when the norm was not finite, doubled after `window` steps that were
 //   ema          shadow = decay * shadow + rest * param, rest = 1 - decay, both in `shares`
 //   accumulate   y = x, or y = y + x
@@ -114,11 +114,21 @@ fn halves(share: vec4<f32>, chance: vec4<f32>) -> vec2<u32> {
   return vec2<u32>(pack2x16float(s.xy), pack2x16float(s.zw));
 }
 
+// Share that code c of 0 … `most` stands for: 0, then steps of a root of two by `octave` codes an octave, up to 1.
+fn share_of(c: vec4<f32>, most: f32, octave: f32) -> vec4<f32> {
+  return select(vec4<f32>(), exp2((c - most) / octave), c > vec4<f32>());
+}
+
+// The last code whose share is not above this one, but the last code.
+fn code_of(share: vec4<f32>, most: f32, octave: f32) -> vec4<f32> {
+  return clamp(floor(most + octave * log2(max(share, vec4<f32>(1e-9)))), vec4<f32>(), vec4<f32>(most - 1.0));
+}
+
 fn read_mean(i: u32) -> vec4<f32> {
   if (BITS == 16u) { return vec4<f32>(unpack2x16float(m_codes[2u * i]), unpack2x16float(m_codes[2u * i + 1u])); }
   let b = bytes_of(m_codes[i]);
-  let c = vec4<f32>(b & vec4<u32>(127u)) / 127.0;
-  return select(c * c, -c * c, b > vec4<u32>(127u));
+  let share = share_of(vec4<f32>(b & vec4<u32>(127u)), 127.0, 8.0);
+  return select(share, -share, b > vec4<u32>(127u));
 }
 
 fn write_mean(i: u32, share: vec4<f32>, chance: vec4<f32>) {
@@ -127,17 +137,16 @@ fn write_mean(i: u32, share: vec4<f32>, chance: vec4<f32>) {
     m_codes[2u * i] = h.x;
     m_codes[2u * i + 1u] = h.y;
   } else {
-    let a = min(abs(share), vec4<f32>(1.0)) * (127.0 * 127.0);
-    let low = min(floor(sqrt(a)), vec4<f32>(126.0));
-    let c = low + select(vec4<f32>(), vec4<f32>(1.0), chance < (a - low * low) / (2.0 * low + 1.0));
-    m_codes[i] = word_of(vec4<u32>(c) | select(vec4<u32>(), vec4<u32>(128u), share < vec4<f32>()));
+    let c = code_of(abs(share), 127.0, 8.0);
+    let low = share_of(c, 127.0, 8.0);
+    let up = chance < (abs(share) - low) / (share_of(c + 1.0, 127.0, 8.0) - low);
+    m_codes[i] = word_of(vec4<u32>(select(c, c + 1.0, up)) | select(vec4<u32>(), vec4<u32>(128u), share < vec4<f32>()));
   }
 }
 
 fn read_root(i: u32) -> vec4<f32> {
   if (BITS == 16u) { return vec4<f32>(unpack2x16float(v_codes[2u * i]), unpack2x16float(v_codes[2u * i + 1u])); }
-  let c = vec4<f32>(bytes_of(v_codes[i])) / 255.0;
-  return c * c;
+  return share_of(vec4<f32>(bytes_of(v_codes[i])), 255.0, 16.0);
 }
 
 // A root that is not zero never becomes zero: the step would have nothing to divide by.
@@ -148,12 +157,12 @@ fn write_root(i: u32, share: vec4<f32>, chance: vec4<f32>) {
     v_codes[2u * i + 1u] = h.y;
   } else {
     // The square is what is averaged: chances are those that keep its mean.
-    let c0 = min(floor(sqrt(min(share, vec4<f32>(1.0))) * 255.0), vec4<f32>(254.0)) / 255.0;
-    let c1 = c0 + 1.0 / 255.0;
-    let low = c0 * c0 * c0 * c0;
-    let up = chance < (share * share - low) / (c1 * c1 * c1 * c1 - low);
-    let c = round(select(c0, c1, up) * 255.0);
-    v_codes[i] = word_of(vec4<u32>(select(vec4<f32>(), max(c, vec4<f32>(1.0)), share > vec4<f32>())));
+    let c = code_of(share, 255.0, 16.0);
+    let low = share_of(c, 255.0, 16.0);
+    let high = share_of(c + 1.0, 255.0, 16.0);
+    let up = chance < (share * share - low * low) / (high * high - low * low);
+    let kept = max(select(c, c + 1.0, up), vec4<f32>(1.0));
+    v_codes[i] = word_of(vec4<u32>(select(vec4<f32>(), kept, share > vec4<f32>())));
   }
 }
 

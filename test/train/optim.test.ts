@@ -1,7 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { createEngine, type Engine, globalNorm, Key, normal, type Tensor } from "../../engine/index.js";
-import { AdamW, EMA } from "../../train/optim.js";
+import { AdamW, EMA, type StateFormat } from "../../train/optim.js";
 
 const test = suite("optim");
 const engine = await createEngine();
@@ -251,6 +251,113 @@ test("parameters beyond one binding spread over chunks", async () => {
   const large = small.zeros([2000]).setRequiresGrad();
   assert.throws(() => new AdamW([large]), /adamw: a parameter of 0\.01 MiB is larger than this adapter binds at once/);
   small.destroy();
+});
+
+/** Draws of gradients whose sizes differ between parameters and within them, as in a network. */
+const uneven = (name: string, t: number) => {
+  const g = draw(engine, name, 200 + t);
+  const size = normal(engine, Key.from(7).fold(name.charCodeAt(0)), shapes[name])
+    .mul(1.5)
+    .exp();
+  return g.mul(size).mul(1e-3).add(size.mul(2e-4));
+};
+
+/** Parameters and averages after some steps with the same gradients, by storage of the averages. */
+async function steppedWith(state: StateFormat, steps: number, betas: [number, number] = [0.9, 0.999]) {
+  const params = make();
+  const optimizer = new AdamW(params, { lr: 1e-2, weightDecay: 0, state, betas });
+  for (let t = 0; t < steps; t++)
+    engine.scope(() => {
+      for (const n of Object.keys(shapes)) params[n].grad = uneven(n, t).keep();
+      optimizer.step({ clip: 5 });
+      optimizer.zeroGrad();
+    });
+  const result = { params: await values(params), state: await values(optimizer.state().tensors) };
+  optimizer.dispose();
+  free(params);
+  return result;
+}
+
+/** What codes and scales stand for, on the host: an independent reading of the format. */
+function unpacked(state: Record<string, Float64Array>, name: string, bits: 8 | 16) {
+  const [m, v, scale] = ["exp_avg", "exp_avg_sq", "exp_avg_scale"].map((part) => state[`${part}.${name}`]);
+  const half = (h: number) => {
+    const [e, f] = [(h >> 10) & 31, h & 1023];
+    return (h >> 15 ? -1 : 1) * (e ? 2 ** (e - 15) * (1 + f / 1024) : 2 ** -14 * (f / 1024));
+  };
+  const share = (c: number, most: number, octave: number) => (c ? 2 ** ((c - most) / octave) : 0);
+  const size = shapes[name].reduce((a, b) => a * b, 1);
+  return Array.from({ length: size }, (_, i) => {
+    const each = 32 / bits;
+    const code = (words: Float64Array) => (words[Math.floor(i / each)] / 2 ** (bits * (i % each))) % 2 ** bits;
+    const [a, b] = [m, v].map((words) => Math.floor(code(words)));
+    const block = 2 * Math.floor(i / 64);
+    const mean = bits === 16 ? half(a) : (a > 127 ? -1 : 1) * share(a & 127, 127, 8);
+    const root = bits === 16 ? half(b) : share(b, 255, 16);
+    return { mean: mean * scale[block], square: (root * scale[block + 1]) ** 2 };
+  });
+}
+
+test("averages in fewer bits: one step is that of f32, many are near it", async () => {
+  const [one, full] = [await steppedWith("f32", 1), await steppedWith("f32", 60)];
+  for (const [format, bits, limits] of [
+    ["f16", 16, { mean: 4e-3, root: 4e-3, moved: 0.01 }],
+    ["8bit", 8, { mean: 0.12, root: 0.1, moved: 0.08 }],
+  ] as const) {
+    // The first step reads no code: its codes alone are rounded.
+    assert.equal((await steppedWith(format, 1)).params, one.params);
+    const got = await steppedWith(format, 60);
+    const start = await values(make());
+    const rms = (list: number[]) => Math.sqrt(list.reduce((s, x) => s + x * x, 0) / list.length);
+    const error = { mean: [] as number[], root: [] as number[], moved: [] as number[], whole: [] as number[] };
+    for (const name of Object.keys(shapes)) {
+      const codes = unpacked(got.state, name, bits);
+      codes.forEach(({ mean, square }, i) => {
+        const root = Math.sqrt(full.state[`exp_avg_sq.${name}`][i]);
+        error.mean.push((mean - full.state[`exp_avg.${name}`][i]) / root);
+        error.root.push(Math.sqrt(square) / root - 1);
+        error.moved.push(got.params[name][i] - full.params[name][i]);
+        error.whole.push(full.params[name][i] - start[name][i]);
+      });
+    }
+    const share = { mean: rms(error.mean), root: rms(error.root), moved: rms(error.moved) / rms(error.whole) };
+    console.log(
+      `      ${format}: mean ${share.mean.toExponential(1)}, root ${share.root.toExponential(1)}, moved ${share.moved.toExponential(1)}`,
+    );
+    for (const part of ["mean", "root", "moved"] as const)
+      assert.ok(share[part] < limits[part], `${format}, ${part}: ${share[part]}`);
+    assert.ok(error.root.every((x) => x > -1));
+  }
+});
+
+test("averages in fewer bits neither stick nor drift", async () => {
+  const size = 8192;
+  shapes.x = [size];
+  // A gradient of 10 and then of 1: v falls by less than 0.1% a step, far below a unit of the code. One value in each
+  // block stays large, since the largest is stored as it is.
+  const gradient = (g: number) => engine.tensor(Float32Array.from({ length: size }, (_, i) => (i % 64 ? g : 40)));
+  for (const state of ["f16", "8bit"] as const) {
+    const x = engine.zeros([size]).setRequiresGrad();
+    const optimizer = new AdamW({ x }, { lr: 0, state });
+    let [m, v] = [0, 0];
+    for (let t = 0; t < 400; t++)
+      engine.scope(() => {
+        const g = t < 10 ? 10 : 1;
+        [m, v] = [0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g];
+        x.grad = gradient(g).keep();
+        optimizer.step();
+        optimizer.zeroGrad();
+      });
+    const codes = unpacked(await values(optimizer.state().tensors), "x", state === "f16" ? 16 : 8);
+    const mean = (f: (c: (typeof codes)[number]) => number) =>
+      codes.filter((_, i) => i % 64).reduce((s, c) => s + f(c), 0) / (size - size / 64);
+    const [gotM, gotV] = [mean((c) => c.mean) / m, mean((c) => c.square) / v];
+    console.log(`      ${state}: means of m and v ${gotM.toFixed(4)}, ${gotV.toFixed(4)} of their own`);
+    assert.ok(Math.abs(gotM - 1) < 0.01 && Math.abs(gotV - 1) < 0.03, `${state}: ${gotM}, ${gotV}`);
+    optimizer.dispose();
+    x.dispose();
+  }
+  delete shapes.x;
 });
 
 test("globalNorm of views, halves and single numbers", async () => {
