@@ -137,6 +137,12 @@ function match(state: Readonly<Record<string, Tensor>>, view: StateView, options
 /** Part of a contiguous tensor as one axis, [from, from + length) in elements. */
 const piece = (t: Tensor, from: number, length: number) => t.view([length], [1], t.offset + from, "chunk");
 
+/** Overwrites a piece with bytes; unlike a binding, an upload may begin anywhere. */
+function put(part: Tensor, bytes: Uint8Array): void {
+  const { storage, offset, dtype } = part.check("loadStateDict");
+  part.engine.queue.upload({ storage, offset: offset * bytesOf(dtype), size: part.bytes }, bytes);
+}
+
 function convert(bytes: Uint8Array, from: SafetensorsDtype, to: DType): Uint8Array {
   const same =
     (from === "F32" && to === "f32") ||
@@ -162,7 +168,7 @@ function write(
     const wide = engine.tensor(decodeFloat32(bytes, dtype), [length]);
     overwrite(part, wide);
     wide.dispose();
-  } else engine.write(part, convert(bytes, dtype, t.dtype));
+  } else put(part, convert(bytes, dtype, t.dtype));
   part.dispose();
 }
 
@@ -191,13 +197,12 @@ function overwrite(t: Tensor, from: Tensor): void {
 
 /** Gives `t` host numbers, a chunk at a time. */
 function upload(t: Tensor, { data }: HostTensor, name: string): void {
-  const { engine } = t;
   const values = ArrayBuffer.isView(data) ? data : Float64Array.from(data);
   if (values.length !== t.size)
     throw new EspalierError(`loadStateDict: "${name}" has ${values.length} numbers for [${t.shape.join(", ")}].`);
   for (let at = 0; at < t.size; at += STEP) {
     const part = piece(t, at, Math.min(STEP, t.size - at));
-    engine.write(part, encode(values.subarray(at, at + part.size), t.dtype));
+    put(part, encode(values.subarray(at, at + part.size), t.dtype));
     part.dispose();
   }
 }
