@@ -178,6 +178,17 @@ export function textKernel(name: string, source: string, entry: string): Kernel 
   return found;
 }
 
+/** A kernel whose text is that of another with something added: `bindings` are all that it has then. */
+export function kernelLike(base: Kernel, name: string, source: string, bindings: readonly Binding[]): Kernel {
+  const key = `${name}\n${base.entry}\n${source}`;
+  let found = kernels.get(key);
+  if (!found) {
+    found = { ...base, name, source, bindings, id: kernels.size };
+    kernels.set(key, found);
+  }
+  return found;
+}
+
 /** All kernels made so far, in order. */
 export const madeKernels = (): readonly Kernel[] => [...kernels.values()];
 

@@ -1,22 +1,10 @@
-import prelude from "../../shaders/elementwise.wgsl";
-import { bytesOf, computeType, type DType } from "../dtype.js";
+import { computeType } from "../dtype.js";
 import type { Engine } from "../engine.js";
-import { EspalierError } from "../errors.js";
 import { type Kernel, type Params, textKernel } from "../kernel.js";
-import type { Bound, Launch, Seen } from "../queue.js";
-import type { Shape } from "../shape.js";
-import type { Group, Layout, Value } from "./group.js";
-import type { Formula } from "./meaning.js";
-
-/** The functions that formulas call, from the shader that runs them one by one. */
-const functions = (() => {
-  const [from, to] = [prelude.indexOf("// Pieces for f."), prelude.indexOf("fn index(")];
-  if (from < 0 || to < 0) throw new EspalierError("compile: elementwise.wgsl has lost the marks around its functions.");
-  return prelude
-    .slice(from, to)
-    .replace(/^.*\/\/ param$/m, "fn unordered(x: f32) -> bool { return is_nan(x); }")
-    .trim();
-})();
+import type { Bound, Launch } from "../queue.js";
+import { launchAnchored } from "./anchor.js";
+import { elementText, fours, gathered, type Output, partsOf, seenBy } from "./element.js";
+import type { Group, Layout } from "./group.js";
 
 /** How a fused kernel walks its elements. */
 export type Walk = "flat" | "rows" | "scalar" | "columns";
@@ -24,73 +12,36 @@ export type Walk = "flat" | "rows" | "scalar" | "columns";
 const WG = 64;
 const letters = ["x", "y", "z", "w"] as const;
 
-/** A result that is stored or summed, by member. */
-interface Output {
-  member: number;
-  kind: "store" | "sum";
-  dtype: DType;
-  type: string;
-  to: Bound;
-}
-
 function walkOf(group: Group, { axes, loads }: Layout): Walk {
   if (group.sum) return "columns";
   const dense = (l: Layout["loads"][number]) => axes.length === 1 && l.strides[0] === 1 && l.offset === 0;
   if (loads.every(dense)) return "flat";
   const last = axes.length - 1;
-  const fours =
+  const isFours =
     axes[last] % 4 === 0 &&
     loads.every(
       ({ strides, offset }) =>
         strides[last] === 0 ||
         (strides[last] === 1 && strides.slice(0, last).every((s) => s % 4 === 0) && offset % 4 === 0),
     );
-  return fours ? "rows" : "scalar";
+  return isFours ? "rows" : "scalar";
 }
-
-const ref = (v: Value): string => ("load" in v ? `x${v.load}` : `t${v.member}`);
-
-/** The function of one formula, named after its op. */
-function formulaText(f: Formula, i: number, place: (k: number) => string): string {
-  const first = computeType(f.operands[0].dtype);
-  const arguments_ = f.names.map((name, k) => `${name}: ${computeType(f.operands[k].dtype)}`).join(", ");
-  const body = first === "f32" ? f.expression : f.expression.replace(/unordered\(\w+\)/g, "false");
-  const constants = [0, 1, 2, 3]
-    .filter((k) => new RegExp(`\\bK${k}\\b`).test(body))
-    .map((k) => `let K${k} = bitcast<${first}>(${place(k)}); `)
-    .join("");
-  return `fn ${name(f, i)}(${arguments_}) -> ${computeType(f.y.dtype)} { ${constants}return ${body}; }`;
-}
-const name = (f: Formula, i: number): string => `${f.op.replace(/\W+/g, "_")}_${i}`;
 
 /** WGSL of a group, in one of four walks; strides and sizes are uniforms, so that blocks of one kind share it. */
 function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Output[], constants: number[]): string {
   const { members } = group;
-  const { loads, values, axes } = layout;
+  const element = elementText(group, layout, outputs);
+  constants.push(...element.constants);
+  const { loads, axes } = layout;
   const last = axes.length - 1;
-  const place = (f: Formula) => {
-    const at = constants.length;
-    constants.push(...f.constants);
-    return (k: number) => `p.k[${Math.floor((at + k) / 4)}].${letters[(at + k) % 4]}`;
-  };
-  const formulas = members.flatMap(({ meaning }, i) =>
-    meaning.kind === "formula" ? [formulaText(meaning, i, place(meaning))] : [],
-  );
   const four = walk !== "scalar";
-  const element = (type: string) => (four ? `array<vec4<${type}>>` : `array<${type}>`);
+  const array = (type: string) => (four ? `array<vec4<${type}>>` : `array<${type}>`);
   const bindings = [
-    ...loads.map(({ dtype }, i) => `@group(0) @binding(${i + 1}) var<storage, read> b${i}: ${element(dtype)};`),
+    ...loads.map(({ dtype }, i) => `@group(0) @binding(${i + 1}) var<storage, read> b${i}: ${array(dtype)};`),
     ...outputs.map(
-      ({ dtype }, i) =>
-        `@group(0) @binding(${loads.length + i + 1}) var<storage, read_write> y${i}: ${element(dtype)};`,
+      ({ dtype }, i) => `@group(0) @binding(${loads.length + i + 1}) var<storage, read_write> y${i}: ${array(dtype)};`,
     ),
   ];
-  const steps = members.flatMap(({ meaning }, i) => {
-    if (meaning.kind === "sum") return [];
-    return [`  let t${i} = ${name(meaning, i)}(${values[i].map(ref).join(", ")});`];
-  });
-  const result = (o: Output): string => (o.kind === "sum" ? ref(values[o.member][0]) : `t${o.member}`);
-  const used = loads.map((l, i) => `x${i}: ${computeType(l.dtype)}`).join(", ");
   const head = [
     `// ${members.map(({ meaning }) => (meaning.kind === "sum" ? `sum (${meaning.op})` : meaning.op)).join(" · ")}`,
     ...(/\bf16\b/.test(bindings.join()) ? ["enable f16;"] : []),
@@ -100,28 +51,17 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
     `  outer: u32, reduced: u32, split: u32, chunk: u32,`,
     `  axes: vec4<u32>,  // sizes, innermost last`,
     `  scale: vec4<f32>,  // of sums`,
-    `  k: array<vec4<u32>, ${Math.max(1, Math.ceil(constants.length / 4))}>,  // constants' bits`,
+    `  k: array<vec4<u32>, ${Math.max(1, Math.ceil(element.constants.length / 4))}>,  // constants' bits`,
     `  offset: array<vec4<u32>, ${Math.max(1, Math.ceil(loads.length / 4))}>,`,
     `  stride: array<vec4<u32>, ${Math.max(1, loads.length)}>,`,
     `}`,
     `@group(0) @binding(0) var<uniform> p: Params;`,
     ...bindings,
     ``,
-    functions,
-    ``,
-    ...formulas,
-    ``,
-    `struct Results { ${outputs.map(({ type }, i) => `r${i}: ${type}`).join(", ")} }`,
-    `fn element(${used}) -> Results {`,
-    ...steps,
-    `  return Results(${outputs.map(result).join(", ")});`,
-    `}`,
-    ``,
+    ...element.lines,
   ];
-  const call = (c: string) => `element(${loads.map((_, i) => (c ? `v${i}.${c}` : `v${i}`)).join(", ")})`;
-  const evaluate = four ? letters.map((c, j) => `let e${j} = ${call(c)};`) : [`let e = ${call("")};`];
-  const gathered = (i: number, type: string) =>
-    `vec4<${type}>(${[0, 1, 2, 3].map((j) => `${type}(e${j}.r${i})`).join(", ")})`;
+  const names = loads.map((_, i) => `v${i}`);
+  const evaluate = four ? fours(names) : [`let e = element(${names.join(", ")});`];
   const offset = (i: number) => `p.offset[${Math.floor(i / 4)}].${letters[i % 4]}`;
   const load = (i: number, at: string) => {
     const type = computeType(loads[i].dtype);
@@ -209,28 +149,12 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
 const sumIndex = (outputs: readonly Output[], i: number): number =>
   outputs.slice(0, i).filter((o) => o.kind === "sum").length;
 
-/** What a group needs of its results: those that others read, and sums. */
-export function outputsOf(group: Group, needed: (index: number) => boolean): Output[] {
-  return group.members.flatMap(({ meaning, to }, member): Output[] => {
-    if (meaning.kind === "formula" && !needed(member)) return [];
-    const dtype = meaning.y.dtype;
-    return [
-      {
-        member,
-        kind: meaning.kind === "sum" ? "sum" : "store",
-        dtype,
-        type: meaning.kind === "sum" ? "f32" : computeType(dtype),
-        to,
-      },
-    ];
-  });
-}
-
 /** Sums that one launch can scale apart from each other. */
 export const MOST_SUMS = 4;
 
 /** The launch that computes a group. */
 export function launchOf(engine: Engine, group: Group, layout: Layout, outputs: readonly Output[]): Launch {
+  if (group.anchor) return launchAnchored(group, group.anchor, layout, outputs);
   const walk = walkOf(group, layout);
   const constants: number[] = [];
   const text = textOf(group, layout, walk, outputs, constants);
@@ -270,28 +194,14 @@ export function launchOf(engine: Engine, group: Group, layout: Layout, outputs: 
     ...outputs.map(({ to }) => to),
   ];
   const x = Math.min(count, engine.limits.maxComputeWorkgroupsPerDimension);
-  const seen = (shape: Shape, strides: readonly number[], offset: number, dtype: DType, op: string): Seen => ({
-    shape,
-    strides,
-    offset,
-    dtype,
-    op,
-    bytes: bytesOf(dtype) * shape.reduce((size, extent, i) => (strides[i] === 0 ? size : size * extent), 1),
-  });
   return {
     kernel,
     bound,
-    tensors: [
-      ...loads.map((l) => seen(axes, l.strides, l.offset, l.dtype, l.storage.owned.what)),
-      ...outputs.map(({ member }) => {
-        const { shape, y, op } = group.members[member].meaning;
-        return seen(shape, y.strides, y.offset, y.dtype, op);
-      }),
-    ],
+    tensors: seenBy(group, layout, outputs),
     params,
     groups: count > x ? folded(count, x) : [count, 1, 1],
     label: group.members[group.members.length - 1].label,
-    parts: group.members.map(({ meaning }) => meaning.op),
+    parts: partsOf(group),
   };
 }
 

@@ -1,6 +1,7 @@
 import type { Engine } from "../engine.js";
 import type { Storage } from "../memory.js";
-import { launchOf, MOST_SUMS, outputsOf } from "./emit.js";
+import { outputsOf } from "./element.js";
+import { launchOf, MOST_SUMS } from "./emit.js";
 import { Group, type Member } from "./group.js";
 import { type Command, touches } from "./trace.js";
 
@@ -28,7 +29,7 @@ function memberOf(c: Command): Member | undefined {
   if (c.kind !== "launch" || !c.launch.meaning) return undefined;
   const { kernel, bound, meaning, label } = c.launch;
   const storages = kernel.bindings.filter((b) => b.type !== "uniform");
-  return { meaning, to: bound[storages.findIndex((b) => b.type === "storage")], label };
+  return { meaning, to: bound[storages.findIndex((b) => b.type === "storage")], label, launch: c.launch };
 }
 
 const touching = (a: Set<Storage>, b: Set<Storage>): boolean => {
@@ -57,6 +58,10 @@ function join(items: Item[], i: number, c: Item, m: Member): boolean {
 /** Joins commands into fewer that compute the same. `kept` are storages that outlive the call. */
 export function fuse(engine: Engine, commands: readonly Command[], kept: (s: Storage) => boolean): Command[] {
   const items: Item[] = [];
+  // What is summed next must not be computed where sums cannot be.
+  const summed = new Set<Storage>();
+  for (const c of commands)
+    if (c.kind === "launch" && c.launch.meaning?.kind === "sum") summed.add(c.launch.meaning.operands[0].storage);
   for (const c of commands) {
     const item = itemOf(c);
     const member = memberOf(c);
@@ -64,7 +69,8 @@ export function fuse(engine: Engine, commands: readonly Command[], kept: (s: Sto
     if (member)
       for (let i = items.length - 1; i >= Math.max(0, items.length - WINDOW) && !joined; i--) {
         const { group } = items[i];
-        if (!group?.isNear(member) || !group.accepts(member)) continue;
+        if (!group?.isNear(member) || (group.anchor && summed.has(member.meaning.y.storage))) continue;
+        if (!group.accepts(member)) continue;
         const sums = [...group.members, member].filter((m) => m.meaning.kind === "sum").length;
         joined = sums <= MOST_SUMS && join(items, i, item, member);
       }

@@ -1,8 +1,8 @@
 import type { Storage } from "../memory.js";
-import type { Bound, Limits } from "../queue.js";
+import type { Bound, Launch, Limits } from "../queue.js";
 import { collapse, isDense, sizeOf } from "../shape.js";
 import { refine, restride } from "./axes.js";
-import type { Meaning, Place, Sum } from "./meaning.js";
+import type { Meaning, Place, Rows, Sum } from "./meaning.js";
 
 /** A launch with a meaning, as a member of a group. */
 export interface Member {
@@ -10,6 +10,8 @@ export interface Member {
   /** Where its result is bound. */
   to: Bound;
   label: string;
+  /** The launch itself, of members that compute by a kernel of their own. */
+  launch: Launch;
 }
 
 /** A member's value or a tensor from outside, by number. */
@@ -58,6 +60,16 @@ export class Group {
     return this.members.map((m) => m.meaning).find((m): m is Sum => m.kind === "sum");
   }
 
+  /** The first member, where that computes by a kernel of its own and the others follow in it. */
+  get anchor(): { launch: Launch; meaning: Rows } | undefined {
+    const { launch, meaning } = this.members[0];
+    return meaning.kind === "rows" ? { launch, meaning } : undefined;
+  }
+
+  private get constants(): number {
+    return this.members.reduce((n, m) => n + constantsOf(m.meaning), 0);
+  }
+
   /** Whether a member reads what this group makes, or something large that it reads as well. */
   isNear({ meaning }: Member): boolean {
     return meaning.operands.some(({ storage }) => this.writes.has(storage) || this.reads.has(storage));
@@ -91,6 +103,8 @@ export class Group {
       values.push(list);
     }
     for (const l of loads) if (made.has(l.storage)) return undefined;
+    const [{ meaning: first }] = members;
+    if (first.kind === "rows") return rowsLayout(first.shape[1], refined, loads, values);
     const sum = members.map((m) => m.meaning).find((m) => m.kind === "sum");
     if (!sum) {
       const { shape, strides } = collapse(
@@ -135,15 +149,16 @@ export class Group {
   /** Whether `m` can be computed along, and stays within what one launch may bind. */
   accepts(m: Member): boolean {
     const { meaning } = m;
-    if (sizeOf(meaning.shape) !== this.size) return false;
-    const { sum } = this;
+    if (sizeOf(meaning.shape) !== this.size || meaning.kind === "rows") return false;
+    const { sum, anchor } = this;
+    if (anchor && (meaning.kind === "sum" || this.constants + constantsOf(meaning) > MOST_CONSTANTS)) return false;
     if (meaning.kind === "sum" && sum) {
       const alike = meaning.shape.every((n, i) => n === sum.shape[i]) && meaning.split === sum.split;
       if (!alike) return false;
     }
     const layout = this.layout([...this.members, m]);
     if (!layout) return false;
-    const outputs = this.members.length + 1;
+    const outputs = this.members.length + 1 + (anchor?.launch.bound.length ?? 0);
     return layout.loads.length + outputs <= this.limits.maxStorageBuffersPerShaderStage;
   }
 
@@ -151,4 +166,75 @@ export class Group {
   join(m: Member): void {
     this.add(m);
   }
+}
+
+/** Formulas with constants that a kernel of rows has room for. */
+export const MOST_CONSTANTS = 4;
+const constantsOf = (m: Meaning): number => (usesConstants(m) ? 1 : 0);
+/** Whether a formula reads its constants. */
+export const usesConstants = (m: Meaning): boolean => m.kind === "formula" && /\bK[0-3]\b/.test(m.expression);
+
+/** Tensors from outside as a kernel of rows reads them: no more than this many. */
+export const MOST_EXTRA = 4;
+
+/** One axis over rows and one within: a load's row is (row / div) % mod. */
+function rowsLayout(
+  width: number,
+  refined: readonly number[],
+  loads: readonly Place[],
+  values: Value[][],
+): Layout | undefined {
+  if (loads.length > MOST_EXTRA) return undefined;
+  const inner: number[] = [];
+  const outer: number[] = [];
+  let step = 1;
+  for (let i = refined.length - 1; i >= 0; i--) {
+    (step < width ? inner : outer).unshift(i);
+    step *= refined[i];
+  }
+  for (const { strides, offset, dtype } of loads) {
+    if (dtype !== "f32" && dtype !== "f16") return undefined;
+    const within = collapse(
+      inner.map((i) => refined[i]),
+      [inner.map((i) => strides[i])],
+    );
+    const dense = within.shape.length === 1 && within.strides[0][0] === 1;
+    if (!dense || offset % 4 !== 0 || outer.some((i) => strides[i] % 4 !== 0)) return undefined;
+    if (!rowOf(outer, refined, strides)) return undefined;
+  }
+  return { axes: [...refined], loads: [...loads], values };
+}
+
+/** Which row of a load belongs to a row of the result: (row / div) % mod, `step` elements apart. */
+export function rowOf(
+  outer: readonly number[],
+  axes: readonly number[],
+  strides: readonly number[],
+): { div: number; mod: number; step: number } | undefined {
+  const { shape, strides: steps } = collapse(
+    outer.map((i) => axes[i]),
+    [outer.map((i) => strides[i])],
+  );
+  let found: { div: number; mod: number; step: number } | undefined = { div: 1, mod: 1, step: 0 };
+  let div = 1;
+  for (let i = shape.length - 1; i >= 0; i--) {
+    const s = steps[0][i];
+    if (s !== 0) {
+      if (found.step !== 0) return undefined;
+      found = { div, mod: shape[i], step: s };
+    }
+    div *= shape[i];
+  }
+  return found;
+}
+
+/** The axes beyond a row of `width`, by number. */
+export function outerAxes(axes: readonly number[], width: number): number[] {
+  let step = 1;
+  const outer: number[] = [];
+  for (let i = axes.length - 1; i >= 0; i--) {
+    if (step >= width) outer.unshift(i);
+    step *= axes[i];
+  }
+  return outer;
 }

@@ -38,5 +38,19 @@ export interface Sum {
   op: string;
 }
 
+/**
+ * A launch that hands its result, four neighbours of a row at a time, to `fn keep(v, row, j, at)` of its shader, which
+ * stores them as vector `j` of the row, vector `at` of a dense y [rows, width]. What follows can be done there, before anything is stored.
+ */
+export interface Rows {
+  kind: "rows";
+  operands: readonly [];
+  shape: Shape;
+  y: Place;
+  /** The function's name. */
+  keep: string;
+  op: string;
+}
+
 /** What a launch computes, in terms that allow to compute it together with others. */
-export type Meaning = Formula | Sum;
+export type Meaning = Formula | Sum | Rows;

@@ -1,4 +1,6 @@
 import source from "../../shaders/norm.wgsl";
+import { nothingFollows } from "../compile/anchor.js";
+import type { Rows } from "../compile/meaning.js";
 import { checkOptions, EspalierError, ShapeError } from "../errors.js";
 import { kernel } from "../kernel.js";
 import { type Backward, needFloat, op, sameDType } from "../op.js";
@@ -56,7 +58,7 @@ function launcher(x: Tensor, layout: Layout, { center, weight, bias }: Setting) 
     entry: string,
     tensors: Record<string, Tensor>,
     invocations: number,
-    more: { split?: number; chunk?: number; eps?: number } = {},
+    more: { split?: number; chunk?: number; eps?: number; meaning?: Rows } = {},
   ) => {
     x.engine.launch(
       kernel("norm", source, entry, settings),
@@ -67,11 +69,24 @@ function launcher(x: Tensor, layout: Layout, { center, weight, bias }: Setting) 
         split: more.split ?? 1,
         chunk: more.chunk ?? 0,
         eps: more.eps ?? 0,
+        ...nothingFollows,
       },
       entry.startsWith("group") ? invocations : Math.ceil(invocations / WG),
+      more.meaning,
     );
   };
 }
+
+/** What a launch with an invocation a row hands on, where what follows can be computed in it. */
+const rowsOf = (y: Tensor, { rows, n }: Layout, keep: string): Rows | undefined =>
+  y.engine.queue.trace && {
+    kind: "rows",
+    operands: [],
+    shape: [rows, n],
+    y: { storage: y.storage, offset: y.offset, strides: [n, 1], dtype: y.dtype },
+    keep,
+    op: y.op,
+  };
 
 /** Records y, and each row's mean and rstd into stats [rows, 2]. */
 function launchForward(
@@ -86,8 +101,10 @@ function launchForward(
   const { rows, n } = layout;
   const launch = launcher(x, layout, setting);
   const [weight, bias] = [setting.weight ?? x, setting.bias ?? x];
-  if (variant === "rows") launch("rows", { x4: x, weight, bias, y4: y, stats }, rows, { eps });
-  else if (variant === "group") launch("group", { x, weight, bias, y, stats }, rows, { eps });
+  if (variant === "rows") {
+    const meaning = rowsOf(y, layout, "keep");
+    launch("rows", { x4: x, weight, bias, y4: y, stats }, rows, { eps, meaning });
+  } else if (variant === "group") launch("group", { x, weight, bias, y, stats }, rows, { eps });
   else {
     const shares = x.engine.empty([rows, split, 2], "f32", "norm");
     const four = n % 4 === 0;
@@ -111,8 +128,10 @@ function launchBackward(
   const { rows } = layout;
   const launch = launcher(x, layout, { ...setting, bias: undefined });
   const weight = setting.weight ?? x;
-  if (variant === "rows") launch("rows_dx", { x4: x, weight, dy4: dy, dx4: dx, known }, rows);
-  else if (variant === "group") launch("group_dx", { x, weight, dy, dx, known }, rows);
+  if (variant === "rows") {
+    const meaning = rowsOf(dx, layout, "keep_dx");
+    launch("rows_dx", { x4: x, weight, dy4: dy, dx4: dx, known }, rows, { meaning });
+  } else if (variant === "group") launch("group_dx", { x, weight, dy, dx, known }, rows);
   else {
     const shares = x.engine.empty([rows, split, 2], "f32", "norm backward");
     const means = x.engine.empty([rows, 2], "f32", "norm backward");
