@@ -163,6 +163,17 @@ export class Tape {
     });
   }
 
+  /** Gives an optimizer's place the values of a gradient. A plan makes the gradient there, instead of the copy. */
+  private settle(place: Tensor, g: Tensor): void {
+    const { engine } = this;
+    if (!engine.trace || !g.isContiguous) {
+      engine.addTo(place, g, true);
+      return;
+    }
+    const range = ({ storage, offset, bytes }: Tensor) => ({ storage, offset: 4 * offset, size: bytes });
+    engine.queue.copy(range(g), range(place), g.bytes);
+  }
+
   private accumulate(leaf: Tensor, g: Tensor): void {
     const { engine } = this;
     const old = leaf.grad;
@@ -170,11 +181,12 @@ export class Tape {
     // A small first gradient stays where it is: an optimizer gathers all of those by one batch of copies, without launches.
     if (place && (old || place.bytes > SMALL)) {
       if (old && old.storage !== place.storage) {
-        engine.addTo(place, old, true);
+        this.settle(place, old);
         old.dispose();
         leaf.grad = undefined;
       }
-      engine.addTo(place, g, !old);
+      if (old) engine.addTo(place, g, false);
+      else this.settle(place, g);
       g.dispose();
       leaf.grad ??= place.view(place.shape, place.strides, place.offset, "backward").keep();
       return;

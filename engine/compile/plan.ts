@@ -8,6 +8,7 @@ import { Key } from "../random/key.js";
 import { denseStrides, type Shape, sizeOf } from "../shape.js";
 import { Tensor } from "../tensor.js";
 import { fuse } from "./fuse.js";
+import { settle } from "./settle.js";
 import type { Life, Slots } from "./slots.js";
 import { type Command, storagesOf, type Trace, touches } from "./trace.js";
 
@@ -110,7 +111,8 @@ export class Plan {
     for (const s of escaped) this.hold(s);
     const kept = (s: Storage) => !trace.made.has(s) || s.refs > 0 || outputs.has(s);
     const commands = withoutDead(fuse(engine, withoutDead(trace.commands, kept), kept), kept);
-    this.commands = this.fill(commands);
+    const fixed = (s: Storage) => kept(s) || ends.inputs.some((i) => i.storage === s);
+    this.commands = this.fill(settle(commands, engine.bindingAlignment, fixed));
     const [lives, outside] = this.lives(outputs, trace.made);
     this.outside = outside.map((storage) => ({ storage, life: storage.life, shown: storage.shown }));
     const { homes, release } = this.settle(slots, lives);

@@ -20,7 +20,7 @@ export class Slots {
   assign(lives: readonly Life[]): { homes: Map<Storage, Storage>; release: () => void } {
     const homes = new Map<Storage, Storage>();
     const taken = new Map<Storage, Life[]>();
-    const order = [...lives].sort((a, b) => b.storage.bytes - a.storage.bytes || a.first - b.first);
+    const order = [...lives].sort((a, b) => b.storage.bytes - a.storage.bytes || b.last - b.first - a.last + a.first);
     const free = (slot: Storage, life: Life) =>
       !taken.get(slot)?.some((other) => other.first <= life.last && life.first <= other.last);
     for (const life of order) {
