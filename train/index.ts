@@ -40,9 +40,10 @@ export {
   writeGif,
   writeMp4,
 } from "./media.js";
-export { AdamW, type AdamWOptions, EMA, type EMAOptions } from "./optim.js";
+export { AdamW, type AdamWOptions, EMA, type EMAOptions, type LossScaling, type StateFormat } from "./optim.js";
 export { type Rate, type RateOptions, rateOf } from "./rate.js";
 export { type ReportData, renderReport } from "./report.js";
 export { RunFolder } from "./run.js";
 export { openSource, type Source } from "./source.js";
 export { saveState, type TrainState } from "./state.js";
+export { type BatchTensors, trainStep, uploadBatch } from "./step.js";
