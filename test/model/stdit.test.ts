@@ -336,6 +336,37 @@ test("blocks re-run in backward give the same gradients", async () => {
   model.dispose();
 });
 
+test("a compiled function runs blocks again in backward: the same loss and gradients, in less memory", async () => {
+  const model = await small();
+  const [x, y] = [wave([1, 3, 2, 4, 6], 0.9), wave([1, 6, 5], 1.3)];
+  const step = (x: Tensor, y: Tensor) => {
+    const loss = model.forward(x, [42], y).square().mean();
+    loss.backward();
+    const grads = model.parameters().map((p) => p.grad!.mul(1));
+    model.zeroGrad();
+    return [loss.detach(), ...grads];
+  };
+  const results = async (f: (x: Tensor, y: Tensor) => Tensor[]) => {
+    const tensors = engine.scope(() => f(x, y));
+    const numbers = await Promise.all(tensors.map((t) => t.data()));
+    for (const t of tensors) t.dispose();
+    return numbers;
+  };
+  const expected = await results(step);
+  const bytes: number[] = [];
+  for (const again of [false, true]) {
+    model.checkpointBlocks = again;
+    const compiled = engine.compile(step);
+    for (let call = 0; call < 2; call++)
+      for (const [i, got] of (await results(compiled)).entries())
+        await near(`${again} ${i}`, Array.from(got), { data: Array.from(expected[i]) }, 1e-5, relNorm);
+    bytes.push(compiled.plans[0].bytes);
+    compiled.dispose();
+  }
+  assert.ok(bytes[1] < bytes[0], `${bytes}`);
+  model.dispose();
+});
+
 test("parameters are named and counted as the original's", () => {
   const model = new STDiT(engine, { ...SMALL, predSigma: true });
   const C = 16;
