@@ -35,7 +35,8 @@ export interface Adapter {
 
 /**
  * y = x Wᵀ + b over the last axis; weight [out, in], converted to the dtype of x, so that a gradient of full weights comes
- * back in full. With an adapter (see `addLora`) alpha / rank · (x Aᵀ) Bᵀ is added, computed in the adapter's dtype.
+ * back in full. With an adapter (see `addLora`) alpha / rank · (x Aᵀ) Bᵀ is added, computed in the adapter's dtype, or in
+ * that of x where the weight is converted too.
  */
 export class Linear extends Module {
   static override readonly names = { loraA: "lora_A", loraB: "lora_B" };
@@ -77,8 +78,10 @@ export class Linear extends Module {
   private adapted(x: Tensor, y: Tensor): Tensor {
     const { loraA, loraB } = this;
     if (!loraA || !loraB || this.loraBase) return y; // [..., out]
+    // Where weights are converted, x is what all computes in: a second copy of it would cost as much memory again.
+    const dtype = this.weight.dtype === x.dtype ? loraA.weight.dtype : x.dtype;
     // Scaled where it is narrow.
-    const low = loraA.forward(to(x, loraA.weight.dtype)).mul(this.loraScale); // [..., rank]
+    const low = loraA.forward(to(x, dtype)).mul(this.loraScale); // [..., rank]
     return add(y, to(loraB.forward(low), y.dtype)); // [..., out]
   }
 
