@@ -97,7 +97,7 @@ export async function exportModel(path: string, state: TrainState): Promise<stri
 /** Options that may change when a run goes on; all others decide its numbers. */
 const FREE = [
   ...["run.out", "run.resume", "run.keep", "run.checkpointEvery", "run.sampleEvery", "run.logEvery"],
-  // Blocks that are run again give the same bits.
+  // Blocks that are run again give the same bits, unless halves are rounded elsewhere: see below.
   "train.checkpointBlocks",
   // Where encoders lie; that they are the same is seen by their fingerprints.
   ...["codec.vae", "text.t5", "text.llm"],
@@ -111,9 +111,12 @@ export function checkSameRun(saved: Json, config: Config): void {
       : [[path, JSON.stringify(value)]];
   // Options that are newer than the run were at their defaults in it.
   const before = new Map(flat(parseConfig(saved)));
+  // A compiled step keeps between joined launches what it would round to f16, and joins other ones with checkpoints.
+  const isFree = (path: string) =>
+    FREE.includes(path) && !(path === "train.checkpointBlocks" && config.train.precision === "mixed");
   const differs = flat(config).filter(
     ([path, value]) =>
-      !FREE.includes(path) && !path.startsWith("sample.") && value !== undefined && before.get(path) !== value,
+      !isFree(path) && !path.startsWith("sample.") && value !== undefined && before.get(path) !== value,
   );
   if (differs.length)
     throw new ConfigError(
