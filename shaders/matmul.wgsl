@@ -36,6 +36,9 @@ struct Params {
   to: vec4<u32>,    // y's offset, row stride, matrix stride
   a_batch: vec4<u32>,
   b_batch: vec4<u32>,
+  // For what a compiled function does to a result before it is stored: places of further tensors, and constants.
+  extra: array<vec4<u32>, 4>,
+  constants: array<vec4<u32>, 4>,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<T>;
@@ -61,6 +64,9 @@ fn finish(sum: f32, row: u32, column: u32) -> f32 {
   return act(v);
 }
 fn y_at(matrix: u32, row: u32, column: u32) -> u32 { return p.to.x + matrix * p.to.z + row * p.to.y + column; }
+
+// One value of y, element `at` of all.
+fn keep(v: f32, row: u32, column: u32, at: u32) { y[at] = TY(v); } // param
 
 // First elements of matrix `index` of the batch in a and in b.
 fn origin(index: u32) -> vec2<u32> {
@@ -253,7 +259,7 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: 
     let row = m0 + i + r * SIDE;
     for (var s = 0u; s < 4u; s++) {
       let column = n0 + j + s * SIDE;
-      if (row < p.m && column < p.n) { y[y_at(share, row, column)] = TY(finish(c[r][s], row, column)); }
+      if (row < p.m && column < p.n) { keep(finish(c[r][s], row, column), row, column, y_at(share, row, column)); }
     }
   }
 }

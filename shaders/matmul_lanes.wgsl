@@ -31,6 +31,9 @@ struct Params {
   to: vec4<u32>,    // y's offset, row stride, matrix stride
   a_batch: vec4<u32>,
   b_batch: vec4<u32>,
+  // For what a compiled function does to a result before it is stored: places of further tensors, and constants.
+  extra: array<vec4<u32>, 4>,
+  constants: array<vec4<u32>, 4>,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<T>;
@@ -60,6 +63,9 @@ fn finish(v: vec4<f32>) -> vec4<f32> {
   if (p.activation == 2u) { return silu(v); }
   return v;
 }
+
+// Four neighbours of y, from column `column` of a row, element `at` of all.
+fn keep(v: vec4<f32>, row: u32, column: u32, at: u32) { for (var j = 0u; j < 4u; j++) { if (column + j < p.n) { y[at + j] = TY(v[j]); } } } // param
 
 // First elements of matrix `index` of the batch in a and in b.
 fn origin(index: u32) -> vec2<u32> {
@@ -114,9 +120,7 @@ fn product(tile: u32, share: u32, lane: u32) -> array<f32, ROWS / LANES> {
     for (var i = 0u; i < 4u; i++) {
       if (p.has_bias == 2u) { c[i] += f32(bias[m0 + r + i]); }
       let v = finish(c[i]);
-      for (var j = 0u; j < 4u; j++) {
-        if (r + i < rows && n0 + j < p.n) { y[at + i * p.to.y + j] = TY(v[j]); }
-      }
+      if (r + i < rows) { keep(v, m0 + r + i, n0, at + i * p.to.y); }
     }
     at += 4u * p.to.y;
     // All rows leave through the first four: an index that varies would keep c out of registers.

@@ -34,7 +34,7 @@ struct Params {
   eps: f32,
   // For what a compiled function does to a result before it is stored: places of further tensors, and constants.
   extra: array<vec4<u32>, 4>,
-  k: array<vec4<u32>, 4>,
+  constants: array<vec4<u32>, 4>,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<T>;
@@ -87,9 +87,9 @@ fn shift4(row: u32, j: u32) -> vec4<f32> {
   return vec4<f32>(shift(row, 4u * j), shift(row, 4u * j + 1u), shift(row, 4u * j + 2u), shift(row, 4u * j + 3u));
 }
 
-// Four neighbours of a result: vector j of a row, vector `at` of all.
-fn keep(v: vec4<f32>, row: u32, j: u32, at: u32) { y4[at] = vec4<T>(v); } // param
-fn keep_dx(v: vec4<f32>, row: u32, j: u32, at: u32) { dx4[at] = vec4<T>(v); } // param
+// Four neighbours of a result, from column `column` of a row, element `at` of all.
+fn keep(v: vec4<f32>, row: u32, column: u32, at: u32) { y4[at / 4u] = vec4<T>(v); } // param
+fn keep_dx(v: vec4<f32>, row: u32, column: u32, at: u32) { dx4[at / 4u] = vec4<T>(v); } // param
 
 // (mean, rstd) from the sums of x - origin and of its square. A variance that is not a number stays so.
 fn settled(origin: f32, sums: vec2<f32>) -> vec2<f32> {
@@ -117,7 +117,7 @@ fn rows(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: v
   let s = settled(origin, vec2<f32>(across(sum), across(squares)));
   stats[row] = s;
   for (var j = 0u; j < width; j++) {
-    keep((vec4<f32>(x4[first + j]) - s.x) * s.y * scale4(row, j) + shift4(row, j), row, j, first + j);
+    keep((vec4<f32>(x4[first + j]) - s.x) * s.y * scale4(row, j) + shift4(row, j), row, 4u * j, 4u * (first + j));
   }
 }
 
@@ -139,7 +139,7 @@ fn rows_dx(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups
   let lean = across(products) / f32(p.n) * s.y * s.y;
   for (var j = 0u; j < width; j++) {
     let g = vec4<f32>(dy4[first + j]) * scale4(row, j);
-    keep_dx(s.y * (g - mean - (vec4<f32>(x4[first + j]) - s.x) * lean), row, j, first + j);
+    keep_dx(s.y * (g - mean - (vec4<f32>(x4[first + j]) - s.x) * lean), row, 4u * j, 4u * (first + j));
   }
 }
 

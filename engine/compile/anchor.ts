@@ -8,10 +8,10 @@ import type { Rows } from "./meaning.js";
 /** Bindings from here on are free in the shaders of anchors. */
 const FIRST = 16;
 
-/** Values of the uniform's members `extra` and `k` where nothing follows in the launch. */
+/** Values of the uniform's members `extra` and `constants` where nothing follows in the launch. */
 export const nothingFollows: Params = {
   extra: Array<number>(4 * MOST_EXTRA).fill(0),
-  k: Array<number>(4 * MOST_CONSTANTS).fill(0),
+  constants: Array<number>(4 * MOST_CONSTANTS).fill(0),
 };
 
 /** The anchor's launch with the group's other members done where it would store its result. */
@@ -27,40 +27,48 @@ export function launchAnchored(
   const element = elementText(group, layout, outputs);
   const outer = outerAxes(axes, width);
   const rows = loads.map((l) => rowOf(outer, axes, l.strides)!);
+  const { lanes, keep } = meaning;
+  const vector = (type: string) => (lanes === 4 ? `vec4<${type}>` : type);
   const binding = (access: string, name: string, at: number, dtype: string) =>
-    `@group(0) @binding(${FIRST + at}) var<storage, ${access}> ${name}: array<vec4<${dtype}>>;`;
+    `@group(0) @binding(${FIRST + at}) var<storage, ${access}> ${name}: array<${vector(dtype)}>;`;
+  const place = (at: string) => (lanes === 4 ? `(${at}) / 4u` : at);
+  const values = loads.map((_, i) => `v${i}`);
   const text = [
     "",
     `// What follows in the same launch: ${partsOf(group).slice(1).join(" · ")}`,
-    ...loads.map(({ dtype }, i) => binding("read", `b${i}`, i, dtype)),
+    ...loads.map(({ dtype }, i) => binding("read", `in${i}`, i, dtype)),
     ...outputs.map(({ dtype }, i) => binding("read_write", `to${i}`, loads.length + i, dtype)),
     "",
     ...element.lines,
-    "fn follow(t: vec4<f32>, row: u32, j: u32, at: u32) {",
+    `fn follow(v: ${vector("f32")}, row: u32, column: u32, at: u32) {`,
     ...loads.map((_, i) => {
       const { mod, step } = rows[i];
       const at = `p.extra[${i}]`;
       const start = step === 0 ? `${at}.x` : `${at}.x + row / ${at}.y${mod === 1 ? "" : ` % ${at}.z`} * ${at}.w`;
-      return `  let v${i} = vec4<f32>(b${i}[(${start}) / 4u + j]);`;
+      return `  let v${i} = ${vector("f32")}(in${i}[${place(`${start} + column`)}]);`;
     }),
-    ...fours(["t", ...loads.map((_, i) => `v${i}`)]).map((l) => `  ${l}`),
-    ...outputs.map(({ dtype }, i) => `  to${i}[at] = ${gathered(i, dtype)};`),
+    ...(lanes === 4 ? fours(["v", ...values]) : [`let e0 = element(${["v", ...values].join(", ")});`]).map(
+      (l) => `  ${l}`,
+    ),
+    ...outputs.map(
+      ({ dtype }, i) => `  to${i}[${place("at")}] = ${lanes === 4 ? gathered(i, dtype) : `${dtype}(e0.r${i})`};`,
+    ),
     "}",
     "",
   ].join("\n");
   // The anchor's shader may have functions of the same names, for vectors.
   const twice = functionNames().filter((name) => new RegExp(`\\bfn ${name}\\(`).test(kernel.source));
-  const renamed = twice.reduce((t, name) => t.replace(new RegExp(`\\b${name}\\(`, "g"), `${name}_1(`), text);
-  const hook = new RegExp(`^fn ${meaning.keep}\\(.*// param\\s*$`, "m");
+  const renamed = twice.reduce((t, name) => t.replace(new RegExp(`\\b${name}\\(`, "g"), `${name}_scalar(`), text);
+  const hook = new RegExp(`^fn ${keep}\\(.*// param\\s*$`, "m");
   if (!hook.test(kernel.source))
-    throw new EspalierError(`compile: ${kernel.name}.wgsl has no line "fn ${meaning.keep}(…) … // param".`);
+    throw new EspalierError(`compile: ${kernel.name}.wgsl has no line "fn ${keep}(…) … // param".`);
   const half = /\bf16\b/.test(renamed) && !kernel.source.startsWith("enable f16;") ? "enable f16; " : "";
-  const source = `${half}${kernel.source.replace(hook, `fn ${meaning.keep}(v: vec4<f32>, row: u32, j: u32, at: u32) { follow(v, row, j, at); }`)}${renamed}`;
+  const source = `${half}${kernel.source.replace(hook, `fn ${keep}(v: ${vector("f32")}, row: u32, column: u32, at: u32) { follow(v, row, column, at); }`)}${renamed}`;
   const own = kernel.bindings.filter(({ type }) => type !== "uniform").map((b, i) => ({ b, i }));
   // Its result is no longer stored as such; what of it others read is among the outputs.
   const rest = own.filter(({ i }) => launch.bound[i] !== group.members[0].to);
   const added = [
-    ...loads.map((_, i): Binding => ({ name: `b${i}`, binding: FIRST + i, type: "read-only-storage" })),
+    ...loads.map((_, i): Binding => ({ name: `in${i}`, binding: FIRST + i, type: "read-only-storage" })),
     ...outputs.map((_, i): Binding => ({ name: `to${i}`, binding: FIRST + loads.length + i, type: "storage" })),
   ];
   const uniforms = kernel.bindings.filter(({ type }) => type === "uniform");
@@ -82,7 +90,7 @@ export function launchAnchored(
         loads.flatMap(({ offset }, i) => [offset, rows[i].div, rows[i].mod, rows[i].step]),
         4 * MOST_EXTRA,
       ),
-      k: four(element.constants, 4 * MOST_CONSTANTS),
+      constants: four(element.constants, 4 * MOST_CONSTANTS),
     },
     label: group.members[group.members.length - 1].label,
     parts: partsOf(group),

@@ -61,7 +61,7 @@ function formulaText(f: Formula, i: number, constant: (k: number) => string): st
 }
 
 /** The bits of constant `k` of those that begin at `at` in the uniform. */
-const constantAt = (at: number) => (k: number) => `p.k[${Math.floor((at + k) / 4)}].${"xyzw"[(at + k) % 4]}`;
+const constantAt = (at: number) => (k: number) => `p.constants[${Math.floor((at + k) / 4)}].${"xyzw"[(at + k) % 4]}`;
 
 /**
  * `fn element(…) -> Results`: one element of each result from one element of each load, with the functions that it calls.

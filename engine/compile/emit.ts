@@ -37,9 +37,9 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
   const four = walk !== "scalar";
   const array = (type: string) => (four ? `array<vec4<${type}>>` : `array<${type}>`);
   const bindings = [
-    ...loads.map(({ dtype }, i) => `@group(0) @binding(${i + 1}) var<storage, read> b${i}: ${array(dtype)};`),
+    ...loads.map(({ dtype }, i) => `@group(0) @binding(${i + 1}) var<storage, read> in${i}: ${array(dtype)};`),
     ...outputs.map(
-      ({ dtype }, i) => `@group(0) @binding(${loads.length + i + 1}) var<storage, read_write> y${i}: ${array(dtype)};`,
+      ({ dtype }, i) => `@group(0) @binding(${loads.length + i + 1}) var<storage, read_write> to${i}: ${array(dtype)};`,
     ),
   ];
   const head = [
@@ -51,7 +51,7 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
     `  outer: u32, reduced: u32, split: u32, chunk: u32,`,
     `  axes: vec4<u32>,  // sizes, innermost last`,
     `  scale: vec4<f32>,  // of sums`,
-    `  k: array<vec4<u32>, ${Math.max(1, Math.ceil(element.constants.length / 4))}>,  // constants' bits`,
+    `  constants: array<vec4<u32>, ${Math.max(1, Math.ceil(element.constants.length / 4))}>,  // their bits`,
     `  offset: array<vec4<u32>, ${Math.max(1, Math.ceil(loads.length / 4))}>,`,
     `  stride: array<vec4<u32>, ${Math.max(1, loads.length)}>,`,
     `}`,
@@ -65,13 +65,13 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
   const offset = (i: number) => `p.offset[${Math.floor(i / 4)}].${letters[i % 4]}`;
   const load = (i: number, at: string) => {
     const type = computeType(loads[i].dtype);
-    if (!four) return `let v${i} = ${type}(b${i}[${at}]);`;
+    if (!four) return `let v${i} = ${type}(in${i}[${at}]);`;
     return loads[i].strides[last] === 0
-      ? `let v${i} = vec4<${type}>(${type}(b${i}[(${at}) / 4u][(${at}) % 4u]));`
-      : `let v${i} = vec4<${type}>(b${i}[${at}]);`;
+      ? `let v${i} = vec4<${type}>(${type}(in${i}[(${at}) / 4u][(${at}) % 4u]));`
+      : `let v${i} = vec4<${type}>(in${i}[${at}]);`;
   };
   const entry = `@compute @workgroup_size(${WG})\nfn ${walk}(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {`;
-  const stores = (at: string) => outputs.map(({ dtype }, i) => `y${i}[${at}] = ${gathered(i, dtype)};`);
+  const stores = (at: string) => outputs.map(({ dtype }, i) => `to${i}[${at}] = ${gathered(i, dtype)};`);
   const body: string[] = [];
   if (walk === "flat") {
     body.push(
@@ -85,7 +85,7 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
       `    } else {`,
       ...outputs.map(
         ({ dtype }, i) =>
-          `      y${i}[i] = select(y${i}[i], ${gathered(i, dtype)}, i * 4u + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.n));`,
+          `      to${i}[i] = select(to${i}[i], ${gathered(i, dtype)}, i * 4u + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.n));`,
       ),
       `    }`,
       `  }`,
@@ -110,11 +110,11 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
       ...outputs.map((o, i) =>
         o.kind === "sum"
           ? `    s${i} += ${gathered(i, "f32")};`
-          : `    y${i}[(o * p.reduced + r) * width + c] = ${gathered(i, o.dtype)};`,
+          : `    to${i}[(o * p.reduced + r) * width + c] = ${gathered(i, o.dtype)};`,
       ),
       `  }`,
       ...outputs.flatMap((o, i) =>
-        o.kind === "sum" ? [`  y${i}[id] = vec4<${o.dtype}>(s${i} * p.scale.${letters[sumIndex(outputs, i)]});`] : [],
+        o.kind === "sum" ? [`  to${i}[id] = vec4<${o.dtype}>(s${i} * p.scale.${letters[sumIndex(outputs, i)]});`] : [],
       ),
     );
   } else {
@@ -138,7 +138,7 @@ function textOf(group: Group, layout: Layout, walk: Walk, outputs: readonly Outp
       ...[...loads.map((_, i) => load(i, at(i))), ...evaluate].map((l) => `    ${l}`),
       ...(four
         ? stores("row * width + w")
-        : outputs.map(({ dtype }, i) => `y${i}[row * width + w] = ${dtype}(e.r${i});`)
+        : outputs.map(({ dtype }, i) => `to${i}[row * width + w] = ${dtype}(e.r${i});`)
       ).map((l) => `    ${l}`),
       `  }`,
     );
@@ -182,7 +182,7 @@ export function launchOf(engine: Engine, group: Group, layout: Layout, outputs: 
     chunk: sum?.chunk ?? 0,
     axes: pad(axes, 1, 4),
     scale: fill(scales, 4),
-    k: fill(constants, Math.max(4, Math.ceil(constants.length / 4) * 4)),
+    constants: fill(constants, Math.max(4, Math.ceil(constants.length / 4) * 4)),
     offset: fill(
       loads.map((l) => l.offset),
       Math.max(4, Math.ceil(loads.length / 4) * 4),

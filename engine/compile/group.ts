@@ -104,7 +104,7 @@ export class Group {
     }
     for (const l of loads) if (made.has(l.storage)) return undefined;
     const [{ meaning: first }] = members;
-    if (first.kind === "rows") return rowsLayout(first.shape[1], refined, loads, values);
+    if (first.kind === "rows") return rowsLayout(first, refined, loads, values);
     const sum = members.map((m) => m.meaning).find((m) => m.kind === "sum");
     if (!sum) {
       const { shape, strides } = collapse(
@@ -179,7 +179,7 @@ export const MOST_EXTRA = 4;
 
 /** One axis over rows and one within: a load's row is (row / div) % mod. */
 function rowsLayout(
-  width: number,
+  { shape: [, width], lanes }: Rows,
   refined: readonly number[],
   loads: readonly Place[],
   values: Value[][],
@@ -199,7 +199,7 @@ function rowsLayout(
       [inner.map((i) => strides[i])],
     );
     const dense = within.shape.length === 1 && within.strides[0][0] === 1;
-    if (!dense || offset % 4 !== 0 || outer.some((i) => strides[i] % 4 !== 0)) return undefined;
+    if (!dense || offset % lanes !== 0 || outer.some((i) => strides[i] % lanes !== 0)) return undefined;
     if (!rowOf(outer, refined, strides)) return undefined;
   }
   return { axes: [...refined], loads: [...loads], values };

@@ -39,16 +39,19 @@ export interface Sum {
 }
 
 /**
- * A launch that hands its result, four neighbours of a row at a time, to `fn keep(v, row, j, at)` of its shader, which
- * stores them as vector `j` of the row, vector `at` of a dense y [rows, width]. What follows can be done there, before anything is stored.
+ * A launch that hands its result to `fn keep(v, row, column, at)` of its shader, which stores it in a dense
+ * y [rows, width], where the first of `v` is element `at`. What follows can be done there, before anything is stored.
  */
 export interface Rows {
   kind: "rows";
   operands: readonly [];
+  /** [rows, width] */
   shape: Shape;
   y: Place;
   /** The function's name. */
   keep: string;
+  /** Neighbours of a row that it is handed at once. */
+  lanes: 1 | 4;
   op: string;
 }
 

@@ -1,5 +1,7 @@
 import source from "../../shaders/matmul.wgsl";
 import lanesSource from "../../shaders/matmul_lanes.wgsl";
+import { nothingFollows } from "../compile/anchor.js";
+import type { Rows } from "../compile/meaning.js";
 import type { DType } from "../dtype.js";
 import type { Engine } from "../engine.js";
 import { EspalierError, nearest, ShapeError } from "../errors.js";
@@ -226,6 +228,15 @@ function specialized(
   return { kernel: kernel("matmul", source, "tiled", settings), down: side, across: side };
 }
 
+/** What a launch over one whole matrix hands on, for variants in which what follows can be computed. */
+function followed(y: Tensor, variant: Variant, m: number, n: number): Rows | undefined {
+  const lanes = variant === "lanes" ? 4 : 1;
+  if (!y.engine.queue.trace || (lanes === 1 && variant !== "tiled" && variant !== "tiled32")) return undefined;
+  if (n % lanes || y.offset % lanes) return undefined;
+  const place = { storage: y.storage, offset: y.offset, strides: [n, 1], dtype: y.dtype };
+  return { kind: "rows", operands: [], shape: [m, n], y: place, keep: "keep", lanes, op: y.op };
+}
+
 const four = (list: readonly number[], fill: number) => [...Array<number>(4 - list.length).fill(fill), ...list];
 
 /**
@@ -312,6 +323,7 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
     a_batch: four(batchA, 0),
     b_batch: four(batchB, 0),
     to: whole,
+    ...nothingFollows,
   };
   const spread = bias ?? strided(a);
   const tensors: Record<string, Tensor | Strided> = {};
@@ -330,12 +342,15 @@ export function launchMatmul(y: Tensor, a: Tensor, b: Tensor, options: Epilogue 
   const partial = shares ? { ...params, has_bias: 0, activation: 0, to: [0, n, m * n, 0] } : params;
   const most = engine.limits.maxComputeWorkgroupsPerDimension;
   const wide = Math.min(tiles, most);
+  const meaning = count * split === 1 && !isSumming && rowY === n ? followed(y, variant, m, n) : undefined;
   for (let first = 0; first < count * split; first += most)
-    engine.launch(main, tensors, { ...partial, first }, [
-      wide,
-      Math.ceil(tiles / wide),
-      Math.min(most, count * split - first),
-    ]);
+    engine.launch(
+      main,
+      tensors,
+      { ...partial, first },
+      [wide, Math.ceil(tiles / wide), Math.min(most, count * split - first)],
+      meaning,
+    );
   if (!shares) return isSumming;
   const merge = kernel("matmul", source, "merge", { T: a.dtype, TY: y.dtype });
   engine.launch(merge, { shares, bias: spread, y: strided(y) }, params, Math.ceil(y.size / 64));

@@ -85,6 +85,7 @@ const rowsOf = (y: Tensor, { rows, n }: Layout, keep: string): Rows | undefined 
     shape: [rows, n],
     y: { storage: y.storage, offset: y.offset, strides: [n, 1], dtype: y.dtype },
     keep,
+    lanes: 4,
     op: y.op,
   };
 
