@@ -23,7 +23,7 @@ export { euler, type FlowOptions, heun } from "./diffusion/ode.js";
 export type { ScheduleOptions } from "./diffusion/steps.js";
 export { Velocity } from "./diffusion/velocity.js";
 export { finalLatent, type Predict, type Step } from "./diffusion/walk.js";
-export { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder, timestepCode } from "./embed.js";
+export { CaptionEmbedder, posTable1d, posTable2d, TimestepEmbedder, timestepCode, timestepCodes } from "./embed.js";
 export type { FolderLocation } from "./files/folder.js";
 export { forwardFlops } from "./flops.js";
 export {

@@ -91,7 +91,7 @@ export function forecast(setup: Setup, config: Config, isLatent: boolean): Forec
 function report(engine: Engine): Forecast {
   const { live, peak, held, byOwner } = engine.memory();
   const buffers = engine.memoryPool.largest(Number.POSITIVE_INFINITY);
-  const averages = buffers.filter(({ owned }) => /^ema\b/.test(owned.what)).reduce((n, { bytes }) => n + bytes, 0);
+  const averages = buffers.filter(({ owned }) => /^ema \[/.test(owned.what)).reduce((n, { bytes }) => n + bytes, 0);
   const { parameters = 0, gradients = 0, optimizer = 0, plan = 0, buffers: fixed = 0 } = byOwner;
   const known = parameters + gradients + optimizer + plan + fixed;
   const rows = [

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { createEngine, Key } from "../../engine/index.js";
+import { createEngine, Engine, Key } from "../../engine/index.js";
 import { saveModel } from "../../model/checkpoint.js";
 import { PixelCodec } from "../../model/codec.js";
 import { Flow } from "../../model/diffusion/flow.js";
@@ -85,6 +85,24 @@ test("a plain model: two names of one scale", async () => {
   const one = await sampled(plain, PROMPT, "--guidance", "3");
   const other = await sampled(plain, PROMPT, "--t5-scale", "3", "--parts", "3");
   assert.not.ok(differ(one.clip, other.clip));
+});
+
+test("compiled, unless op by op is asked for", async () => {
+  const { compile } = Engine.prototype;
+  const seen: boolean[] = [];
+  Engine.prototype.compile = function (this: Engine, f) {
+    seen.push(this.eager);
+    return compile.call(this, f as never) as never;
+  };
+  try {
+    await sampled(plain, PROMPT);
+    const usual = seen.splice(0);
+    await sampled(plain, PROMPT, "--eager");
+    assert.ok(usual.length > 0 && !usual.includes(true));
+    assert.ok(seen.length > 0 && !seen.includes(false));
+  } finally {
+    Engine.prototype.compile = compile;
+  }
 });
 
 test("a model with a language branch: its language model comes from the file; long prompts by rules, given or asked for", async () => {
