@@ -64,8 +64,8 @@ export type Step =
       pipeline: GPUComputePipeline;
       group: GPUBindGroup;
       groups: readonly [number, number, number];
-      /** Place of its uniform's offset in the program's list; -1 without a uniform. */
-      uniform: number;
+      /** Where its uniform begins, as a list of one: those cost less to hand over than parts of a typed array. */
+      offset: readonly number[] | undefined;
       launch: Launch;
     }
   | { pipeline: undefined; encode(encoder: GPUCommandEncoder): void };
@@ -73,8 +73,6 @@ export type Step =
 /** A plan's commands with all that they bind. */
 export interface Program {
   readonly steps: readonly Step[];
-  /** Offsets of the launches' uniforms in their buffer. */
-  readonly offsets: Uint32Array;
   /** Buffers outside the plan that it reads or writes. */
   readonly touched: readonly number[];
 }
@@ -89,7 +87,7 @@ export class Queue {
   private pass: GPUComputePassEncoder | undefined;
   /** The pipeline that the open pass has, so that a run of one kernel sets it once. */
   private pipeline: GPUComputePipeline | undefined;
-  private readonly offsets = new Uint32Array(1);
+  private readonly offset = [0];
   private readonly arena: GPUBuffer;
   private readonly arenaBytes = new Uint8Array(ARENA);
   private readonly arenaView = new DataView(this.arenaBytes.buffer);
@@ -148,15 +146,14 @@ export class Queue {
     const { pipeline } = this.pipelines.of(k);
     const group = this.pipelines.group(k, bound, this.arena);
     for (const b of bound) this.touched.add(b.storage.id);
-    this.offsets[0] = offset;
-    this.dispatch(pipeline, group, this.offsets, k.uniformBytes ? 0 : -1, groups, timestamps);
+    this.offset[0] = offset;
+    this.dispatch(pipeline, group, k.uniformBytes ? this.offset : undefined, groups, timestamps);
   }
 
   private dispatch(
     pipeline: GPUComputePipeline,
     group: GPUBindGroup,
-    offsets: Uint32Array,
-    at: number,
+    offset: readonly number[] | undefined,
     groups: readonly [number, number, number],
     timestamps: GPUComputePassTimestampWrites | undefined,
   ): void {
@@ -165,7 +162,7 @@ export class Queue {
     this.pass ??= this.encoder.beginComputePass(timestamps ? { timestampWrites: timestamps } : undefined);
     if (this.pipeline !== pipeline) this.pass.setPipeline(pipeline);
     this.pipeline = pipeline;
-    if (at >= 0) this.pass.setBindGroup(0, group, offsets, at, 1);
+    if (offset) this.pass.setBindGroup(0, group, offset);
     else this.pass.setBindGroup(0, group);
     this.pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
     if (timestamps) this.endPass();
@@ -174,12 +171,12 @@ export class Queue {
   }
 
   /** Records a plan's commands. */
-  replay({ steps, offsets, touched }: Program): void {
+  replay({ steps, touched }: Program): void {
     const watched = this.observers.size > 0;
     for (const s of steps) {
       if (this.pending >= BATCH) this.submit();
       if (s.pipeline)
-        this.dispatch(s.pipeline, s.group, offsets, s.uniform, s.groups, watched ? this.observe(s.launch) : undefined);
+        this.dispatch(s.pipeline, s.group, s.offset, s.groups, watched ? this.observe(s.launch) : undefined);
       else this.encode(s.encode);
     }
     for (const id of touched) this.touched.add(id);

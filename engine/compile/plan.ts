@@ -222,22 +222,20 @@ export class Plan {
 
   private assemble(sizes: readonly number[], uniforms: GPUBuffer): Program {
     const { queue } = this.engine;
-    const offsets: number[] = [];
     let used = 0;
     const steps = this.commands.map((c, i): Step => {
       if (c.kind === "launch") {
         const { kernel, params, groups } = c.launch;
         const bound = c.launch.bound.map((b) => this.at(b));
         const launch: Launch = { ...c.launch, bound };
-        const uniform = kernel.uniformBytes ? offsets.length : -1;
+        const offset = kernel.uniformBytes ? [used] : undefined;
         if (kernel.uniformBytes) {
           pack(kernel, params, this.shadow, used);
           if (isDynamic(params)) this.dynamic.push({ kernel, params, at: used });
-          offsets.push(used);
           used += sizes[i];
         }
         const { pipeline } = queue.pipelines.of(kernel);
-        return { pipeline, group: queue.pipelines.bind(kernel, bound, uniforms), groups, uniform, launch };
+        return { pipeline, group: queue.pipelines.bind(kernel, bound, uniforms), groups, offset, launch };
       }
       if (c.kind === "copy") {
         const [from, to, { bytes }] = [this.at(c.from), this.at(c.to), c];
@@ -250,7 +248,7 @@ export class Plan {
       return { pipeline: undefined, encode: (e) => e.clearBuffer(buffer, to.offset, to.size) };
     });
     const touched = [...this.outside.map(({ storage }) => storage.id), ...this.own.map(({ id }) => id)];
-    return { steps, offsets: Uint32Array.from(offsets), touched };
+    return { steps, touched };
   }
 
   /** Bytes of the plan's own buffers, which it may share with other plans. */
