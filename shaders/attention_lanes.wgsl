@@ -8,6 +8,8 @@
 // is needed and the loop over columns stays short. Larger R or G take more registers than there are, and are slower.
 // Workgroups with z > 0 own further columns, and compute the weights again. (Loops over columns end at a number that no
 // compiler can bound: lavapipe's would unroll them, and take minutes.)
+// backward gives all three gradients: a workgroup owns a head of k and v, and adds to dq where it lies, once for each tile
+// of keys. It computes the weights once where backward_query and backward_key compute them twice, but needs many heads.
 // Columns are read as vec4: D, E, strides and offsets divide by 4.
 // Limits assumed: subgroups of exactly LANES lanes, 8 buffers, 2 * 16 * C4 * R * LANES bytes of workgroup memory.
 enable subgroups;
@@ -59,6 +61,8 @@ struct Params {
 @group(0) @binding(6) var<storage, read> known: array<vec2<f32>>;
 // dk and dv share a buffer
 @group(0) @binding(7) var<storage, read_write> dkv4: array<vec4<T>>;
+// dq, dk and dv share a buffer
+@group(0) @binding(8) var<storage, read_write> d4: array<vec4<T>>;
 
 // Scores at or below LOW are masked: their weight is exactly 0.
 const LOW = -3.0e38;
@@ -380,5 +384,165 @@ fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) g
     let dvj = (dv0 + j[r] * p.dv[1].y) / 4u;
     for (var c = from_x; c < end_x; c++) { dkv4[dkj + c] = vec4<T>(sums_k[((c - from_x) * R + r) * LANES + lane] * p.scale); }
     for (var c = from_w; c < end_w; c++) { dkv4[dvj + c] = vec4<T>(sums[((c - from_w) * R + r) * LANES + lane]); }
+  }
+}
+
+@compute @workgroup_size(LANES)
+fn backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+  let task = wg.y * groups.x + wg.x;
+  if (task >= p.count) { return; }
+  let shared_pos = position(task, p.lead.w / p.group);
+  let k0 = first(shared_pos, p.k); let v0 = first(shared_pos, p.v);
+  let dk0 = first(shared_pos, p.dk); let dv0 = first(shared_pos, p.dv);
+  for (var j0 = 0u; j0 < p.keys; j0 += LANES * R) {
+    var j = array<u32, R>();
+    var kj = array<u32, R>();
+    var vj = array<u32, R>();
+    for (var r = 0u; r < R; r++) {
+      j[r] = min(j0 + r * LANES + lane, p.keys - 1u);
+      kj[r] = (k0 + j[r] * p.k[1].y) / 4u;
+      vj[r] = (v0 + j[r] * p.v[1].y) / 4u;
+    }
+    for (var h = 0u; h < p.group; h++) {
+      let pos = vec4<u32>(shared_pos.xyz, shared_pos.w * p.group + h);
+      let q0 = first(pos, p.q); let dy0 = first(pos, p.dy); let y0 = first(pos, p.y); let dq0 = first(pos, p.dq); let m0 = first(pos, p.mask);
+      var m = array<M, R>();
+      if (MASK == 1u) {
+        for (var r = 0u; r < R; r++) { m[r] = mask[m0 + j[r] * p.mask[1].z]; }
+      }
+      // The first keys reach every row's dq, which begins there.
+      for (var i0 = select(0u, j0 / TILE * TILE, p.causal != 0u); i0 < p.rows; i0 += TILE) {
+        var qi = array<u32, G>();
+        var dyi = array<u32, G>();
+        var row = array<vec2<f32>, G>();
+        for (var g = 0u; g < G; g++) {
+          let i = min(i0 + g * LANES + lane, p.rows - 1u);
+          qi[g] = (q0 + i * p.q[1].y) / 4u;
+          dyi[g] = (dy0 + i * p.dy[1].y) / 4u;
+          row[g] = stats[statistics(pos) + i];
+          if (j0 == 0u) {
+            let yi = (y0 + i * p.y[1].y) / 4u;
+            var delta = 0.0;
+            for (var c = 0u; c < p.width / 4u; c++) { delta = dot_add(vec4<f32>(dy4[dyi[g] + c]), vec4<f32>(out4[yi + c]), delta); }
+            row[g].y = delta;
+            if (i0 + g * LANES + lane < p.rows) { stats[statistics(pos) + i].y = delta; }
+          }
+        }
+        var s = Tile();
+        for (var c = 0u; c < p.depth / 4u; c++) {
+          var mine = array<vec4<f32>, R>();
+          for (var r = 0u; r < R; r++) { mine[r] = vec4<f32>(k4[kj[r] + c]); }
+          for (var g = 0u; g < G; g++) {
+            let shown = vec4<f32>(q4[qi[g] + c]);
+            for (var t = 0u; t < LANES; t++) {
+              let other = subgroupShuffle(shown, t);
+              for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = dot_add(mine[r], other, s[(g * LANES + t) * R + r]); }
+            }
+          }
+        }
+        for (var t = 0u; t < TILE; t++) {
+          let i = i0 + t;
+          for (var r = 0u; r < R; r++) {
+            var value = s[t * R + r] * p.scale;
+            if (MASK == 1u) { value = masked(value, m[r]); }
+            if (MASK == 2u) { value = masked(value, mask[m0 + min(i, p.rows - 1u) * p.mask[1].y + j[r] * p.mask[1].z]); }
+            s[t * R + r] = select(value, LOW, i >= p.rows || j0 + r * LANES + lane >= p.keys || (p.causal != 0u && j[r] > i));
+          }
+        }
+        var delta = array<f32, TILE>();
+        for (var g = 0u; g < G; g++) {
+          for (var t = 0u; t < LANES; t++) {
+            let normal = subgroupShuffle(row[g].x, t);
+            delta[g * LANES + t] = subgroupShuffle(row[g].y, t);
+            for (var r = 0u; r < R; r++) { s[(g * LANES + t) * R + r] = weight(s[(g * LANES + t) * R + r], normal); }
+          }
+        }
+        // One look at dy for both dv and the weights' gradients.
+        var ds = Tile();
+        for (var c = 0u; c < p.width / 4u; c++) {
+          var mine = array<vec4<f32>, R>();
+          var sum = array<vec4<f32>, R>();
+          for (var r = 0u; r < R; r++) {
+            mine[r] = vec4<f32>(v4[vj[r] + c]);
+            sum[r] = sums[(c * R + r) * LANES + lane];
+          }
+          for (var g = 0u; g < G; g++) {
+            let shown = vec4<f32>(dy4[dyi[g] + c]);
+            for (var t = 0u; t < LANES; t++) {
+              let other = subgroupShuffle(shown, t);
+              for (var r = 0u; r < R; r++) {
+                let n = (g * LANES + t) * R + r;
+                ds[n] = dot_add(mine[r], other, ds[n]);
+                sum[r] = fma(vec4<f32>(s[n]), other, sum[r]);
+              }
+            }
+          }
+          for (var r = 0u; r < R; r++) { sums[(c * R + r) * LANES + lane] = sum[r]; }
+        }
+        for (var n = 0u; n < TILE * R; n++) { ds[n] = s[n] * (ds[n] - delta[n / R]); }
+        for (var c = 0u; c < p.depth / 4u; c++) {
+          var sum = array<vec4<f32>, R>();
+          for (var r = 0u; r < R; r++) { sum[r] = sums_k[(c * R + r) * LANES + lane]; }
+          for (var g = 0u; g < G; g++) {
+            let shown = vec4<f32>(q4[qi[g] + c]);
+            for (var t = 0u; t < LANES; t++) {
+              let other = subgroupShuffle(shown, t);
+              for (var r = 0u; r < R; r++) { sum[r] = fma(vec4<f32>(ds[(g * LANES + t) * R + r]), other, sum[r]); }
+            }
+          }
+          for (var r = 0u; r < R; r++) { sums_k[(c * R + r) * LANES + lane] = sum[r]; }
+        }
+        // Own rows in place of own keys: blocks of LANES x LANES are transposed.
+        for (var g = 0u; g < G; g++) {
+          for (var r = 0u; r < R; r++) {
+            for (var bit = 1u; bit < LANES; bit *= 2u) {
+              for (var t = 0u; t < LANES; t++) {
+                if ((t & bit) == 0u) {
+                  let n = (g * LANES + t) * R + r;
+                  let upper = (lane & bit) != 0u;
+                  let other = subgroupShuffleXor(select(ds[n + bit * R], ds[n], upper), bit);
+                  ds[n] = select(ds[n], other, upper);
+                  ds[n + bit * R] = select(other, ds[n + bit * R], upper);
+                }
+              }
+            }
+          }
+        }
+        for (var c = 0u; c < p.depth / 4u; c++) {
+          var sum = array<vec4<f32>, G>();
+          for (var r = 0u; r < R; r++) {
+            let shown = vec4<f32>(k4[kj[r] + c]);
+            for (var t = 0u; t < LANES; t++) {
+              let other = subgroupShuffle(shown, t);
+              for (var g = 0u; g < G; g++) { sum[g] = fma(vec4<f32>(ds[(g * LANES + t) * R + r]), other, sum[g]); }
+            }
+          }
+          for (var g = 0u; g < G; g++) {
+            let i = i0 + g * LANES + lane;
+            if (i < p.rows) {
+              let at = (dq0 + i * p.dq[1].y) / 4u + c;
+              var before = vec4<f32>();
+              if (j0 > 0u) { before = vec4<f32>(d4[at]); }
+              d4[at] = vec4<T>(fma(sum[g], vec4<f32>(p.scale), before));
+            }
+          }
+        }
+      }
+    }
+    for (var r = 0u; r < R; r++) {
+      let own = j0 + r * LANES + lane < p.keys;
+      let dkj = (dk0 + j[r] * p.dk[1].y) / 4u;
+      let dvj = (dv0 + j[r] * p.dv[1].y) / 4u;
+      for (var c = 0u; c < p.depth / 4u; c++) {
+        let at = (c * R + r) * LANES + lane;
+        if (own) { d4[dkj + c] = vec4<T>(sums_k[at] * p.scale); }
+        sums_k[at] = vec4<f32>();
+      }
+      for (var c = 0u; c < p.width / 4u; c++) {
+        let at = (c * R + r) * LANES + lane;
+        if (own) { d4[dvj + c] = vec4<T>(sums[at]); }
+        sums[at] = vec4<f32>();
+      }
+    }
   }
 }

@@ -5,6 +5,8 @@
 // matrices of 4 x 4, which stay in registers as no index into them varies (SwiftShader keeps what is indexed by a variable
 // in memory, at a third of the speed). Only the sums are indexed so, once for 8 x 8 multiplications. Invocations of a
 // workgroup may work on different heads. Workgroups with z > 0 own further columns, and compute the weights again.
+// backward gives all three gradients: an invocation owns a head of k and v, and adds to dq where it lies, once for each 8
+// keys. It computes the weights once where backward_query and backward_key compute them twice, but needs many heads.
 // Columns are read as vec4: D, E, strides and offsets divide by 4.
 // Limits assumed: 8 buffers.
 
@@ -52,6 +54,8 @@ struct Params {
 @group(0) @binding(6) var<storage, read> known: array<vec2<f32>>;
 // dk and dv share a buffer
 @group(0) @binding(7) var<storage, read_write> dkv4: array<vec4<T>>;
+// dq, dk and dv share a buffer
+@group(0) @binding(8) var<storage, read_write> d4: array<vec4<T>>;
 
 // Scores at or below LOW are masked: their weight is exactly 0.
 const LOW = -3.0e38;
@@ -291,5 +295,93 @@ fn backward_key(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) g
   for (var r = 0u; r < min(8u, p.keys - j0); r++) {
     for (var c = from_x; c < end_x; c++) { dkv4[dkj + r * step_k + c] = vec4<T>(acc_k[2u * (c - from_x) + r / 4u][r % 4u] * p.scale); }
     for (var c = from_w; c < end_w; c++) { dkv4[dvj + r * step_v + c] = vec4<T>(acc_v[2u * (c - from_w) + r / 4u][r % 4u]); }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+  let task = (wg.y * groups.x + wg.x) * WG + lid;
+  if (task >= p.count) { return; }
+  let shared_pos = position(task, p.lead.w / p.group);
+  let k0 = first(shared_pos, p.k); let v0 = first(shared_pos, p.v);
+  let dk0 = first(shared_pos, p.dk); let dv0 = first(shared_pos, p.dv);
+  var acc_k = array<mat4x4<f32>, 2u * C4>();
+  var acc_v = array<mat4x4<f32>, 2u * C4>();
+  for (var j0 = 0u; j0 < p.keys; j0 += 8u) {
+    let ja = min(j0 + FOUR, vec4<u32>(p.keys - 1u)); let jb = min(j0 + 4u + FOUR, vec4<u32>(p.keys - 1u));
+    let ka = (k0 + ja * p.k[1].y) / 4u; let kb = (k0 + jb * p.k[1].y) / 4u;
+    let va = (v0 + ja * p.v[1].y) / 4u; let vb = (v0 + jb * p.v[1].y) / 4u;
+    for (var h = 0u; h < p.group; h++) {
+      let pos = vec4<u32>(shared_pos.xyz, shared_pos.w * p.group + h);
+      let q0 = first(pos, p.q); let dy0 = first(pos, p.dy); let y0 = first(pos, p.y); let dq0 = first(pos, p.dq);
+      let m0 = first(pos, p.mask); let at = statistics(pos);
+      // The first keys reach every row's dq, which begins there.
+      for (var i0 = select(0u, j0, p.causal != 0u); i0 < p.rows; i0 += 8u) {
+        let ia = min(i0 + FOUR, vec4<u32>(p.rows - 1u)); let ib = min(i0 + 4u + FOUR, vec4<u32>(p.rows - 1u));
+        let qa = (q0 + ia * p.q[1].y) / 4u; let qb = (q0 + ib * p.q[1].y) / 4u;
+        let da = (dy0 + ia * p.dy[1].y) / 4u; let db = (dy0 + ib * p.dy[1].y) / 4u;
+        let stats_a = transpose(mat4x2<f32>(stats[at + ia.x], stats[at + ia.y], stats[at + ia.z], stats[at + ia.w]));
+        let stats_b = transpose(mat4x2<f32>(stats[at + ib.x], stats[at + ib.y], stats[at + ib.z], stats[at + ib.w]));
+        let normal_a = stats_a[0]; let normal_b = stats_b[0];
+        var delta_a = stats_a[1]; var delta_b = stats_b[1];
+        if (j0 == 0u) {
+          let ya = (y0 + ia * p.y[1].y) / 4u; let yb = (y0 + ib * p.y[1].y) / 4u;
+          delta_a = vec4<f32>(); delta_b = vec4<f32>();
+          for (var c = 0u; c < p.width / 4u; c++) {
+            delta_a += vec4<f32>(1.0) * multiplied(mat4x4<f32>(vec4<f32>(dy4[da.x + c]), vec4<f32>(dy4[da.y + c]), vec4<f32>(dy4[da.z + c]), vec4<f32>(dy4[da.w + c])), mat4x4<f32>(vec4<f32>(out4[ya.x + c]), vec4<f32>(out4[ya.y + c]), vec4<f32>(out4[ya.z + c]), vec4<f32>(out4[ya.w + c])));
+            delta_b += vec4<f32>(1.0) * multiplied(mat4x4<f32>(vec4<f32>(dy4[db.x + c]), vec4<f32>(dy4[db.y + c]), vec4<f32>(dy4[db.z + c]), vec4<f32>(dy4[db.w + c])), mat4x4<f32>(vec4<f32>(out4[yb.x + c]), vec4<f32>(out4[yb.y + c]), vec4<f32>(out4[yb.z + c]), vec4<f32>(out4[yb.w + c])));
+          }
+          stats[at + ia.x].y = delta_a.x; stats[at + ia.y].y = delta_a.y; stats[at + ia.z].y = delta_a.z; stats[at + ia.w].y = delta_a.w;
+          stats[at + ib.x].y = delta_b.x; stats[at + ib.y].y = delta_b.y; stats[at + ib.z].y = delta_b.z; stats[at + ib.w].y = delta_b.w;
+        }
+        // [own key, row]
+        var aa = mat4x4<f32>(); var ab = mat4x4<f32>(); var ba = mat4x4<f32>(); var bb = mat4x4<f32>();
+        for (var c = 0u; c < p.depth / 4u; c++) {
+          let xa = mat4x4<f32>(vec4<f32>(k4[ka.x + c]), vec4<f32>(k4[ka.y + c]), vec4<f32>(k4[ka.z + c]), vec4<f32>(k4[ka.w + c])); let xb = mat4x4<f32>(vec4<f32>(k4[kb.x + c]), vec4<f32>(k4[kb.y + c]), vec4<f32>(k4[kb.z + c]), vec4<f32>(k4[kb.w + c]));
+          let wa = transpose(mat4x4<f32>(vec4<f32>(q4[qa.x + c]), vec4<f32>(q4[qa.y + c]), vec4<f32>(q4[qa.z + c]), vec4<f32>(q4[qa.w + c]))); let wb = transpose(mat4x4<f32>(vec4<f32>(q4[qb.x + c]), vec4<f32>(q4[qb.y + c]), vec4<f32>(q4[qb.z + c]), vec4<f32>(q4[qb.w + c])));
+          aa = product(aa, xa, wa); ab = product(ab, xa, wb); ba = product(ba, xb, wa); bb = product(bb, xb, wb);
+        }
+        aa = weights(scores_by_key(aa, i0 + FOUR, j0 + FOUR, m0), rows(normal_a)); ab = weights(scores_by_key(ab, i0 + 4u + FOUR, j0 + FOUR, m0), rows(normal_b));
+        ba = weights(scores_by_key(ba, i0 + FOUR, j0 + 4u + FOUR, m0), rows(normal_a)); bb = weights(scores_by_key(bb, i0 + 4u + FOUR, j0 + 4u + FOUR, m0), rows(normal_b));
+        // One look at dy for both dv and the weights' gradients.
+        var daa = mat4x4<f32>(); var dab = mat4x4<f32>(); var dba = mat4x4<f32>(); var dbb = mat4x4<f32>();
+        for (var c = 0u; c < p.width / 4u; c++) {
+          let wa = mat4x4<f32>(vec4<f32>(dy4[da.x + c]), vec4<f32>(dy4[da.y + c]), vec4<f32>(dy4[da.z + c]), vec4<f32>(dy4[da.w + c])); let wb = mat4x4<f32>(vec4<f32>(dy4[db.x + c]), vec4<f32>(dy4[db.y + c]), vec4<f32>(dy4[db.z + c]), vec4<f32>(dy4[db.w + c]));
+          acc_v[2u * c] = product(product(acc_v[2u * c], aa, wa), ab, wb);
+          acc_v[2u * c + 1u] = product(product(acc_v[2u * c + 1u], ba, wa), bb, wb);
+          let xa = mat4x4<f32>(vec4<f32>(v4[va.x + c]), vec4<f32>(v4[va.y + c]), vec4<f32>(v4[va.z + c]), vec4<f32>(v4[va.w + c])); let xb = mat4x4<f32>(vec4<f32>(v4[vb.x + c]), vec4<f32>(v4[vb.y + c]), vec4<f32>(v4[vb.z + c]), vec4<f32>(v4[vb.w + c]));
+          let ta = transpose(wa); let tb = transpose(wb);
+          daa = product(daa, xa, ta); dab = product(dab, xa, tb); dba = product(dba, xb, ta); dbb = product(dbb, xb, tb);
+        }
+        daa = multiplied(aa, daa - rows(delta_a)); dab = multiplied(ab, dab - rows(delta_b));
+        dba = multiplied(ba, dba - rows(delta_a)); dbb = multiplied(bb, dbb - rows(delta_b));
+        for (var c = 0u; c < p.depth / 4u; c++) {
+          let wa = mat4x4<f32>(vec4<f32>(q4[qa.x + c]), vec4<f32>(q4[qa.y + c]), vec4<f32>(q4[qa.z + c]), vec4<f32>(q4[qa.w + c])); let wb = mat4x4<f32>(vec4<f32>(q4[qb.x + c]), vec4<f32>(q4[qb.y + c]), vec4<f32>(q4[qb.z + c]), vec4<f32>(q4[qb.w + c]));
+          acc_k[2u * c] = product(product(acc_k[2u * c], daa, wa), dab, wb);
+          acc_k[2u * c + 1u] = product(product(acc_k[2u * c + 1u], dba, wa), dbb, wb);
+        }
+        // [row, own key]
+        daa = transpose(daa); dab = transpose(dab); dba = transpose(dba); dbb = transpose(dbb);
+        let dqa = (dq0 + ia * p.dq[1].y) / 4u; let dqb = (dq0 + ib * p.dq[1].y) / 4u;
+        for (var c = 0u; c < p.depth / 4u; c++) {
+          let wa = mat4x4<f32>(vec4<f32>(k4[ka.x + c]), vec4<f32>(k4[ka.y + c]), vec4<f32>(k4[ka.z + c]), vec4<f32>(k4[ka.w + c])) * p.scale; let wb = mat4x4<f32>(vec4<f32>(k4[kb.x + c]), vec4<f32>(k4[kb.y + c]), vec4<f32>(k4[kb.z + c]), vec4<f32>(k4[kb.w + c])) * p.scale;
+          var ra = mat4x4<f32>(); var rb = mat4x4<f32>();
+          if (j0 > 0u) {
+            ra = mat4x4<f32>(vec4<f32>(d4[dqa.x + c]), vec4<f32>(d4[dqa.y + c]), vec4<f32>(d4[dqa.z + c]), vec4<f32>(d4[dqa.w + c]));
+            rb = mat4x4<f32>(vec4<f32>(d4[dqb.x + c]), vec4<f32>(d4[dqb.y + c]), vec4<f32>(d4[dqb.z + c]), vec4<f32>(d4[dqb.w + c]));
+          }
+          ra = product(product(ra, daa, wa), dba, wb); rb = product(product(rb, dab, wa), dbb, wb);
+          // Rows beyond the last stand for it and have nothing to add: the last itself is stored after them.
+          d4[dqb.w + c] = vec4<T>(rb[3]); d4[dqb.z + c] = vec4<T>(rb[2]); d4[dqb.y + c] = vec4<T>(rb[1]); d4[dqb.x + c] = vec4<T>(rb[0]);
+          d4[dqa.w + c] = vec4<T>(ra[3]); d4[dqa.z + c] = vec4<T>(ra[2]); d4[dqa.y + c] = vec4<T>(ra[1]); d4[dqa.x + c] = vec4<T>(ra[0]);
+        }
+      }
+    }
+    for (var r = 0u; r < min(8u, p.keys - j0); r++) {
+      let dkj = (dk0 + (j0 + r) * p.dk[1].y) / 4u; let dvj = (dv0 + (j0 + r) * p.dv[1].y) / 4u;
+      for (var c = 0u; c < p.depth / 4u; c++) { d4[dkj + c] = vec4<T>(acc_k[2u * c + r / 4u][r % 4u] * p.scale); }
+      for (var c = 0u; c < p.width / 4u; c++) { d4[dvj + c] = vec4<T>(acc_v[2u * c + r / 4u][r % 4u]); }
+    }
+    for (var c = 0u; c < 2u * max(p.depth, p.width) / 4u; c++) { acc_k[c] = mat4x4<f32>(); acc_v[c] = mat4x4<f32>(); }
   }
 }

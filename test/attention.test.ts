@@ -28,7 +28,8 @@ interface Program {
 // Few kinds of kernels and many shapes: compiling is what takes long. Kernels for 16 rows and less are those of the ops'
 // own cases.
 const programs = fc.record<Program>({
-  batch: fc.integer({ min: 1, max: 3 }),
+  // Sixteen heads of k and more are another way backward on software adapters.
+  batch: fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 16, max: 18 })),
   heads: fc.integer({ min: 1, max: 2 }),
   group: fc.integer({ min: 1, max: 3 }),
   n: fc.integer({ min: 17, max: 70 }),
@@ -134,7 +135,7 @@ test("no matrix of scores is stored, forward or backward", () => {
   q.dispose();
 });
 
-test("one projection to heads and back: a launch forward, two backward, no copies", () => {
+test("one projection to heads and back: a launch forward, two backward at most, no copies", () => {
   const [b, t, s, h, d] = [2, 3, 16, 2, 8];
   const x = engine.ones([b, t, s, 3 * h * d]).setRequiresGrad();
   for (const axes of [
@@ -156,7 +157,8 @@ test("one projection to heads and back: a launch forward, two backward, no copie
     const dy = engine.empty([b, t, s, h * d]);
     const start = launches();
     tokens.backward(dy);
-    assert.is(launches() - start, 3, "backward, the last one mul's");
+    // One or two, and mul's.
+    assert.ok(launches() - start <= 3, `backward took ${launches() - start}`);
     x.grad!.dispose();
     x.grad = undefined;
   }

@@ -49,6 +49,8 @@ interface Plan {
 
 /** Columns / 4 that a workgroup of `lanes` or `rows` owns, of the narrow and of the wide kernels. */
 const COLUMNS = [8, 32] as const;
+/** Heads of k from which on `backward` is launched. */
+const WHOLE_HEADS = { lanes: 16, rows: 32 } as const;
 /** Columns that `tiles` keeps in registers at most. */
 const TILE_COLUMNS = 128;
 const TILE_ROWS = 64;
@@ -183,17 +185,29 @@ function fit(a: Attention, make: (a: Attention) => Operands): [Attention, Operan
   return [flat, again, plan(flat, again)!];
 }
 
+/**
+ * True where one launch gives all gradients: with heads enough to occupy the adapter, since a workgroup (or invocation of
+ * `rows`) owns one. It adds to dq in place, once for each block of keys, which f16 would round each time.
+ */
+function isWhole(p: Plan): boolean {
+  const { lanes, rows } = WHOLE_HEADS;
+  const [heads, block] = p.variant === "lanes" ? [lanes, 2 * p.lanes] : [rows, 8];
+  const isSoftware = p.variant === "lanes" || p.variant === "rows";
+  if (!isSoftware || p.sharedHeads < heads || Math.max(p.d, p.e) > 4 * COLUMNS[1]) return false;
+  return p.settings.T === "f32" || p.l <= block;
+}
+
 /** Workgroups folded so that no count passes the limit; kernels index by `wg.y * groups.x + wg.x`. */
 function fold(engine: Engine, count: number, z: number): [number, number, number] {
   const x = Math.max(1, Math.min(count, engine.limits.maxComputeWorkgroupsPerDimension));
   return [x, Math.ceil(count / x), z];
 }
 
-type Entry = "forward" | "backward_query" | "backward_key";
+type Entry = "forward" | "backward_query" | "backward_key" | "backward";
 
 function launch(p: Plan, entry: Entry, tensors: Record<string, Tensor | Strided>): void {
   const { engine, variant, n, l, d, e } = p;
-  const byKey = entry === "backward_key";
+  const byKey = entry === "backward_key" || entry === "backward";
   const count = byKey ? p.sharedHeads : p.heads;
   const items = byKey ? l : n;
   const go = (k: Kernel, blocks: number, groups: [number, number, number]) =>
@@ -207,11 +221,13 @@ function launch(p: Plan, entry: Entry, tensors: Record<string, Tensor | Strided>
     );
   } else if (variant === "lanes" || variant === "rows") {
     // Few sizes of each: every one is a kernel to compile.
-    const columns = { forward: e, backward_query: d, backward_key: Math.max(d, e) }[entry] / 4;
+    const whole = entry === "backward";
+    const columns =
+      { forward: e, backward_query: d, backward_key: Math.max(d, e), backward: Math.max(d, e) }[entry] / 4;
     const C4 = columns <= COLUMNS[0] ? COLUMNS[0] : COLUMNS[1];
     const z = Math.ceil(columns / C4);
     if (variant === "rows") {
-      const blocks = Math.ceil(items / 8);
+      const blocks = whole ? 1 : Math.ceil(items / 8);
       const WG = p.lanes || 8;
       const k = kernel("attention_rows", rowsSource, entry, { ...p.settings, C4, WG });
       go(k, blocks, fold(engine, Math.ceil((count * blocks) / WG), z));
@@ -219,7 +235,7 @@ function launch(p: Plan, entry: Entry, tensors: Record<string, Tensor | Strided>
     }
     const along = (count: number) => (count > p.lanes ? 2 : 1);
     const [R, G] = [along(items), along(byKey ? n : l)];
-    const blocks = Math.ceil(items / (R * p.lanes));
+    const blocks = whole ? 1 : Math.ceil(items / (R * p.lanes));
     const k = kernel("attention_lanes", lanes, entry, { ...p.settings, LANES: p.lanes, R, G, C4 });
     go(k, blocks, fold(engine, count * blocks, z));
   } else {
@@ -254,16 +270,33 @@ export function launchAttention(attention: Attention, y: Tensor, stats: Tensor):
   launch(p, "forward", bind(p, { q: a.q, k: a.k, v: a.v, mask: operands.mask ?? a.q, y, stats }));
 }
 
-/** Records dq, and delta into `stats`, which `launchKeyGradient` reads. */
-export function launchQueryGradient(attention: Attention, y: Tensor, dy: Tensor, stats: Tensor, dq: Tensor): void {
-  const [a, o, p] = fit(attention, ({ q, k, v, mask }) => ({ q, k, v, ...(mask && { mask }), y, dy, dq }));
-  launch(p, "backward_query", bind(p, { q: a.q, k: a.k, v: a.v, mask: o.mask ?? a.q, dy: o.dy!, stats, out: y, dq }));
+/** Where gradients go: views of one buffer. */
+export interface Gradients {
+  dq: Tensor;
+  dk: Tensor;
+  dv: Tensor;
 }
 
-/** Records dk and dv, views of one buffer. */
-export function launchKeyGradient(attention: Attention, dy: Tensor, stats: Tensor, dk: Tensor, dv: Tensor): void {
-  const [a, o, p] = fit(attention, ({ q, k, v, mask }) => ({ q, k, v, ...(mask && { mask }), dy, dk, dv }));
-  launch(p, "backward_key", bind(p, { q: a.q, k: a.k, v: a.v, mask: o.mask ?? a.q, dy: o.dy!, known: stats, dkv: dk }));
+/**
+ * Records the gradients of q and, with `keys`, those of k and v. `stats` has its deltas afterwards, which
+ * `launchMaskGradient` reads.
+ */
+export function launchGradients(
+  attention: Attention,
+  y: Tensor,
+  dy: Tensor,
+  stats: Tensor,
+  { dq, dk, dv }: Gradients,
+  keys: boolean,
+): void {
+  const [a, o, p] = fit(attention, ({ q, k, v, mask }) => ({ q, k, v, ...(mask && { mask }), y, dy, dq, dk, dv }));
+  const reads = { q: a.q, k: a.k, v: a.v, mask: o.mask ?? a.q, dy: o.dy! };
+  if (keys && isWhole(p)) {
+    launch(p, "backward", bind(p, { ...reads, stats, out: y, d: dk }));
+    return;
+  }
+  launch(p, "backward_query", bind(p, { ...reads, stats, out: y, dq }));
+  if (keys) launch(p, "backward_key", bind(p, { ...reads, known: stats, dkv: dk }));
 }
 
 /** Records the gradient of an added mask for each row and key: `dmask` [...lead, heads, rows, keys] f32, dense. */

@@ -7,10 +7,10 @@ import {
   type Attention,
   type AttentionVariant,
   attentionVariants,
+  type Gradients,
   launchAttention,
-  launchKeyGradient,
+  launchGradients,
   launchMaskGradient,
-  launchQueryGradient,
 } from "./attend.js";
 import { to } from "./elementwise.js";
 import { permute } from "./view.js";
@@ -115,22 +115,13 @@ const operands = (c: Backward<Name, Attrs>): Attention => ({
   mask: c.spec.mask && c.in.mask,
 });
 const natural = (c: Backward<Name, Attrs>, t: Tensor): Tensor => reordered(t, inverse(c.attrs.order));
-const gradients = (c: Backward<Name, Attrs>): Tensor[] =>
-  c.once("gradients", () => gradientsOf([c.in.q, c.in.k, c.in.v], c.attrs.lead));
-
-/** dq; its launch also completes the row statistics that the other gradients read. */
-const queryGradient = (c: Backward<Name, Attrs>): Tensor =>
-  c.once("query", () => {
-    const [dq] = gradients(c);
-    launchQueryGradient(operands(c), natural(c, c.out), natural(c, c.dy), c.saved.stats, dq);
-    return dq;
-  });
-const keyGradients = (c: Backward<Name, Attrs>): Tensor[] =>
-  c.once("key", () => {
-    queryGradient(c);
-    const [, dk, dv] = gradients(c);
-    launchKeyGradient(operands(c), natural(c, c.dy), c.saved.stats, dk, dv);
-    return [dk, dv];
+/** dq, dk and dv, the latter two only where they are wanted; what is launched also completes the row statistics. */
+const gradients = (c: Backward<Name, Attrs>): Gradients =>
+  c.once("gradients", () => {
+    const [dq, dk, dv] = gradientsOf([c.in.q, c.in.k, c.in.v], c.attrs.lead);
+    const to = { dq, dk, dv };
+    launchGradients(operands(c), natural(c, c.out), natural(c, c.dy), c.saved.stats, to, c.needs.k || c.needs.v);
+    return to;
   });
 
 const run = op<Name, Attrs>({
@@ -153,11 +144,11 @@ const run = op<Name, Attrs>({
   },
   saves: ["q", "k", "v", "mask", "out"],
   grad: {
-    q: queryGradient,
-    k: (c) => keyGradients(c)[0],
-    v: (c) => keyGradients(c)[1],
+    q: (c) => gradients(c).dq,
+    k: (c) => gradients(c).dk,
+    v: (c) => gradients(c).dv,
     mask: (c) => {
-      queryGradient(c);
+      gradients(c);
       const dmask = c.engine.empty(
         [...c.attrs.lead, ...c.in.q.shape.slice(-3, -1), c.in.k.shape.at(-2)!],
         "f32",
