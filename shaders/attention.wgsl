@@ -1,5 +1,5 @@
-// Scaled dot-product attention as its definition says it, with its gradients: what attention_lanes.wgsl and
-// attention_tiles.wgsl are checked against.
+// Scaled dot-product attention as its definition says it, with its gradients: what attention_rows, attention_lanes and
+// attention_tiles are checked against.
 //
 //   s[i, j] = scale * q[i] . k[j] + mask[i, j]      w[i, j] = exp(s[i, j]) / sum over j of exp(s[i, j])
 //   y[i] = sum over j of w[i, j] v[j]
