@@ -1,9 +1,9 @@
 import { Key } from "../engine/index.js";
 import { Batches } from "./batch.js";
 import { WorldDataset } from "./data/stream.js";
-import { batchLoss } from "./loop.js";
 import { languageReader, type Setup } from "./setup.js";
 import type { Source } from "./source.js";
+import { evalStep, uploadBatch } from "./step.js";
 
 /** Clips whose mean loss is taken, where nothing else is said. */
 const CLIPS = 96;
@@ -25,11 +25,16 @@ export async function heldOutLoss(setup: Setup, { composed }: Source, clips = CL
   const options = { batchSize, conditionDropout: 0, languageDropout: 0, seed: SEED };
   const batches = new Batches(dataset, setup.text, options, languageReader(setup));
   await setup.codec.open?.();
-  let sum = 0;
-  for (let n = 0; n < count; n++) {
-    const batch = await batches.get(n);
-    const loss = engine.noGrad(() => engine.scope(() => batchLoss(setup, batch, Key.from(SEED).fold(n))));
-    sum += await loss.item().finally(() => loss.dispose());
+  const step = evalStep(setup);
+  try {
+    let sum = 0;
+    for (let n = 0; n < count; n++) {
+      const batch = await batches.get(n);
+      const loss = engine.scope(() => step(uploadBatch(setup, batch), Key.from(SEED).fold(n)));
+      sum += await loss.item().finally(() => loss.dispose());
+    }
+    return sum / count;
+  } finally {
+    step.dispose();
   }
-  return sum / count;
 }

@@ -68,6 +68,12 @@ function lossAt({ model, codec, objective }: Setup, given: BatchTensors, key: Ke
 export const batchLoss = (setup: Setup, batch: Batch, key: Key): Tensor =>
   lossAt(setup, uploadBatch(setup, batch), key); // []
 
+/** The losses of batches, compiled, without gradients; dispose it at the end. */
+export const evalStep = (setup: Setup): Compiled<[batch: BatchTensors, key: Key], Tensor> => {
+  const { engine }: { engine: Engine } = setup.model;
+  return engine.compile((given: BatchTensors, key: Key) => engine.noGrad(() => lossAt(setup, given, key))); // []
+};
+
 /** Walks back from a batch's loss; a share of 1 / `parts` of the step's gradient, times `scale`. */
 function backward(setup: Setup, given: BatchTensors, key: Key, parts = 1, scale?: Tensor): Tensor {
   const loss = lossAt(setup, given, key); // []

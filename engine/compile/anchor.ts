@@ -2,8 +2,9 @@ import { EspalierError } from "../errors.js";
 import { type Binding, kernelLike, type Params } from "../kernel.js";
 import type { Launch } from "../queue.js";
 import { elementText, fours, functionNames, gathered, type Output, partsOf, seenBy } from "./element.js";
-import { type Group, type Layout, MOST_CONSTANTS, MOST_EXTRA, outerAxes, rowOf } from "./group.js";
+import type { Group, Layout } from "./group.js";
 import type { Rows } from "./meaning.js";
+import { MOST_CONSTANTS, MOST_EXTRA, outerAxes, rowOf } from "./rows.js";
 
 /** Bindings from here on are free in the shaders of anchors. */
 const FIRST = 16;

@@ -3,8 +3,9 @@ import { bytesOf, computeType, type DType } from "../dtype.js";
 import { EspalierError } from "../errors.js";
 import type { Bound, Seen } from "../queue.js";
 import type { Shape } from "../shape.js";
-import { type Group, type Layout, usesConstants, type Value } from "./group.js";
+import type { Group, Layout, Value } from "./group.js";
 import type { Formula, Place } from "./meaning.js";
+import { usesConstants } from "./rows.js";
 
 /** A result that is stored or summed, by member. */
 export interface Output {

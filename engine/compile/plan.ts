@@ -1,16 +1,16 @@
-import type { DType } from "../dtype.js";
-import { bytesOf } from "../dtype.js";
+import { bytesOf, type DType } from "../dtype.js";
 import type { Engine } from "../engine.js";
-import { type Kernel, type Params, pack } from "../kernel.js";
 import type { Storage } from "../memory.js";
-import type { Bound, Launch, Program, Step } from "../queue.js";
-import { Key } from "../random/key.js";
+import type { Bound, Program, Step } from "../queue.js";
 import { denseStrides, type Shape, sizeOf } from "../shape.js";
 import { Tensor } from "../tensor.js";
+import { fill, hold } from "./constants.js";
+import { withoutDead } from "./dead.js";
 import { fuse } from "./fuse.js";
 import { settle } from "./settle.js";
 import type { Life, Slots } from "./slots.js";
-import { type Command, storagesOf, type Trace, touches } from "./trace.js";
+import { type Command, storagesOf, type Trace } from "./trace.js";
+import { Uniforms } from "./uniforms.js";
 
 /** A tensor of the trace as a place in memory. */
 export interface Spot {
@@ -36,40 +36,6 @@ export interface Ends {
   outputs: readonly Spot[];
 }
 
-/** A launch whose uniform changes from call to call: it draws by a key that the function is given. */
-interface Dynamic {
-  kernel: Kernel;
-  params: Params;
-  at: number;
-}
-
-const isDynamic = (params: Params): boolean =>
-  Object.values(params).some((value) => value instanceof Key && value.isTraced);
-
-/** Drops commands whose results nobody reads. `kept` are storages that outlive the call. */
-function withoutDead(commands: readonly Command[], kept: (s: Storage) => boolean): Command[] {
-  const wanted = new Set<Storage>();
-  const live: Command[] = [];
-  for (let i = commands.length - 1; i >= 0; i--) {
-    const c = commands[i];
-    const { reads, writes } = touches(c);
-    if (!writes.some(({ storage }) => kept(storage) || wanted.has(storage))) continue;
-    for (const b of [...reads, ...writes]) wanted.add(b.storage);
-    live.push(c);
-  }
-  return live.reverse();
-}
-
-/** Storages that are filled from the host and by nothing else: constants, which are filled once. */
-function constantsOf(commands: readonly Command[]): Map<Storage, Uint8Array[]> {
-  const uploads = new Map<Storage, Uint8Array[]>();
-  for (const c of commands)
-    if (c.kind === "upload") uploads.set(c.to.storage, [...(uploads.get(c.to.storage) ?? []), c.bytes]);
-  for (const c of commands)
-    if (c.kind !== "upload") for (const { storage } of touches(c).writes) uploads.delete(storage);
-  return uploads;
-}
-
 /**
  * A traced function as a list of commands with memory and bind groups of their own: a call records them again, and
  * makes nothing.
@@ -80,10 +46,7 @@ export class Plan {
   readonly traced: number;
   /** Missing where nothing can run: a dry engine. */
   private readonly program: Program | undefined;
-  private readonly uniforms: GPUBuffer | undefined;
-  private readonly bytesOfUniforms: Uint8Array<ArrayBuffer>;
-  private readonly shadow: DataView;
-  private readonly dynamic: Dynamic[] = [];
+  private readonly uniforms: Uniforms | undefined;
   private readonly homes: Map<Storage, Storage>;
   private readonly giveBack: () => void;
   /** Storages that only this plan keeps: constants, and what the function left behind. */
@@ -108,80 +71,21 @@ export class Plan {
     const outputs = new Set(ends.outputs.map((o) => o.storage));
     // What the function kept in spite of its end lives on in memory of its own.
     const escaped = [...trace.made].filter((s) => s.refs > 0);
-    for (const s of escaped) this.hold(s);
+    for (const s of escaped) hold(s, this.own);
     const kept = (s: Storage) => !trace.made.has(s) || s.refs > 0 || outputs.has(s);
     const commands = withoutDead(fuse(engine, withoutDead(trace.commands, kept), kept), kept);
     const fixed = (s: Storage) => kept(s) || ends.inputs.some((i) => i.storage === s);
-    this.commands = this.fill(settle(commands, engine.bindingAlignment, fixed));
+    this.commands = fill(engine, settle(commands, engine.bindingAlignment, fixed), this.own);
     const [lives, outside] = this.lives(outputs, trace.made);
     this.outside = outside.map((storage) => ({ storage, life: storage.life, shown: storage.shown }));
-    const { homes, release } = this.settle(slots, lives);
+    const { homes, release } = this.assign(slots, lives);
     this.homes = homes;
     this.giveBack = release;
-    const align = engine.queue.limits.minUniformBufferOffsetAlignment;
-    const sizes = this.commands.map((c) =>
-      c.kind === "launch" ? Math.ceil(c.launch.kernel.uniformBytes / align) * align : 0,
-    );
-    const total = Math.max(
-      16,
-      sizes.reduce((a, b) => a + b, 0),
-    );
-    this.bytesOfUniforms = new Uint8Array(total);
-    this.shadow = new DataView(this.bytesOfUniforms.buffer);
     if (engine.memoryPool.dry) return;
-    this.uniforms = engine.device.createBuffer({
-      label: "plan",
-      size: total,
-      usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
-    });
-    this.program = this.assemble(sizes, this.uniforms);
-    engine.device.queue.writeBuffer(this.uniforms, 0, this.bytesOfUniforms);
-  }
-
-  private hold(s: Storage): void {
-    s.realize();
-    s.owned.owner = s.owned.owner === "saved" ? "activations" : s.owned.owner;
-    this.own.push(s.retain());
-  }
-
-  /** Fills constants now; what is filled anew in each call gets a copy from a constant instead of the upload. */
-  private fill(commands: readonly Command[]): Command[] {
-    const constants = constantsOf(commands);
-    const known = new Map<string, Storage>();
-    const same = new Map<Storage, Storage>();
-    for (const [storage, parts] of constants) {
-      if (!storage.isVirtual) continue;
-      const key = parts.length === 1 && parts[0].length <= 4096 ? `${storage.bytes} ${parts[0]}` : undefined;
-      const twin = key !== undefined ? known.get(key) : undefined;
-      if (twin) {
-        same.set(storage, twin);
-        continue;
-      }
-      this.hold(storage);
-      if (key !== undefined) known.set(key, storage);
-    }
-    const out: Command[] = [];
-    const moved = (b: Bound): Bound => ({ ...b, storage: same.get(b.storage) ?? b.storage });
-    for (const c of commands) {
-      if (c.kind === "upload") {
-        if (same.has(c.to.storage)) continue;
-        if (constants.has(c.to.storage) && !c.to.storage.isVirtual) {
-          this.engine.queue.upload(c.to, c.bytes);
-          if (this.own.includes(c.to.storage)) continue;
-        }
-        // Written to by others too, or not ours: each call writes it again.
-        const bytes = Math.ceil(c.bytes.length / 4) * 4;
-        const master = this.engine.memoryPool.take(Math.max(16, bytes), "plan", "constant");
-        this.own.push(master);
-        const from = { storage: master, offset: 0, size: bytes };
-        this.engine.queue.upload(from, c.bytes);
-        out.push({ kind: "copy", from, to: c.to, bytes, label: c.label });
-      } else if (c.kind === "launch" && same.size)
-        out.push({ kind: "launch", launch: { ...c.launch, bound: c.launch.bound.map(moved) } });
-      else if (c.kind === "copy") out.push({ ...c, from: moved(c.from) });
-      else out.push(c);
-    }
-    return out;
+    const launches = this.commands.flatMap((c) => (c.kind === "launch" ? [c.launch.kernel] : []));
+    this.uniforms = new Uniforms(engine, launches);
+    this.program = this.assemble(this.uniforms);
+    this.uniforms.write();
   }
 
   /** How long each storage of the plan's own is needed, and the storages from outside. */
@@ -206,7 +110,7 @@ export class Plan {
   }
 
   /** Where memory is short, nothing is held on to. */
-  private settle(slots: Slots, lives: readonly Life[]): ReturnType<Slots["assign"]> {
+  private assign(slots: Slots, lives: readonly Life[]): ReturnType<Slots["assign"]> {
     try {
       return slots.assign(lives);
     } catch (error) {
@@ -220,22 +124,20 @@ export class Plan {
     return storage ? { ...b, storage } : b;
   }
 
-  private assemble(sizes: readonly number[], uniforms: GPUBuffer): Program {
-    const { queue } = this.engine;
-    let used = 0;
-    const steps = this.commands.map((c, i): Step => {
+  private assemble(uniforms: Uniforms): Program {
+    const { pipelines } = this.engine.queue;
+    const steps = this.commands.map((c): Step => {
       if (c.kind === "launch") {
         const { kernel, params, groups } = c.launch;
         const bound = c.launch.bound.map((b) => this.at(b));
-        const launch: Launch = { ...c.launch, bound };
-        const offset = kernel.uniformBytes ? [used] : undefined;
-        if (kernel.uniformBytes) {
-          pack(kernel, params, this.shadow, used);
-          if (isDynamic(params)) this.dynamic.push({ kernel, params, at: used });
-          used += sizes[i];
-        }
-        const { pipeline } = queue.pipelines.of(kernel);
-        return { pipeline, group: queue.pipelines.bind(kernel, bound, uniforms), groups, offset, launch };
+        const at = uniforms.add(kernel, params);
+        return {
+          pipeline: pipelines.of(kernel).pipeline,
+          group: pipelines.bind(kernel, bound, uniforms.buffer),
+          groups,
+          offset: at === undefined ? undefined : [at],
+          launch: { ...c.launch, bound },
+        };
       }
       if (c.kind === "copy") {
         const [from, to, { bytes }] = [this.at(c.from), this.at(c.to), c];
@@ -288,7 +190,7 @@ export class Plan {
       if (bytes && home) queue.copy(from, { ...to, storage: home }, bytes);
       if (t !== given) t.dispose();
     });
-    if (this.dynamic.length && this.uniforms) this.refresh(this.uniforms);
+    this.uniforms?.refresh();
     if (this.program) queue.replay(this.program);
     const outputs = this.ends.outputs.map((o) => {
       const t = engine.empty(o.shape, o.dtype, "compile");
@@ -299,16 +201,6 @@ export class Plan {
     });
     for (const [leaf, spot] of this.after) this.leave(leaf, spot);
     return outputs;
-  }
-
-  /** Draws by this call's keys. What was recorded with the last call's must go first. */
-  private refresh(uniforms: GPUBuffer): void {
-    const { queue } = this.engine;
-    queue.submit();
-    const [first, last] = [this.dynamic[0], this.dynamic[this.dynamic.length - 1]];
-    for (const { kernel, params, at } of this.dynamic) pack(kernel, params, this.shadow, at);
-    const end = last.at + last.kernel.uniformBytes;
-    this.engine.device.queue.writeBuffer(uniforms, first.at, this.bytesOfUniforms, first.at, end - first.at);
   }
 
   /** Gives a leaf the gradient that the function left it. */
