@@ -14,6 +14,8 @@ alias T = f32; // param
 alias TY = f32; // param
 const LANES = 8u; // param
 const ROWS = 16u; // param
+// Rows that leave together: more are longer to compile, and no faster.
+const STEP = 2u;
 
 struct Params {
   m: u32, n: u32, k: u32,
@@ -116,15 +118,15 @@ fn product(tile: u32, share: u32, lane: u32) -> array<f32, ROWS / LANES> {
   if (n0 >= p.n) { return sums; }
   var at = p.to.x + share * p.to.z + m0 * p.to.y + n0;
   let rows = min(ROWS, p.m - m0);
-  for (var r = 0u; r < rows; r += 4u) {
-    for (var i = 0u; i < 4u; i++) {
+  for (var r = 0u; r < rows; r += STEP) {
+    for (var i = 0u; i < STEP; i++) {
       if (p.has_bias == 2u) { c[i] += f32(bias[m0 + r + i]); }
       let v = finish(c[i]);
       if (r + i < rows) { keep(v, m0 + r + i, n0, at + i * p.to.y); }
     }
-    at += 4u * p.to.y;
-    // All rows leave through the first four: an index that varies would keep c out of registers.
-    for (var i = 4u; i < ROWS; i++) { c[i - 4u] = c[i]; }
+    at += STEP * p.to.y;
+    // All rows leave through the first ones: an index that varies would keep c out of registers.
+    for (var i = STEP; i < ROWS; i++) { c[i - STEP] = c[i]; }
   }
   return sums;
 }
