@@ -9,7 +9,7 @@ and given a language branch, none of which changes what it does; then it goes on
 backgrounds, is asked for combinations that it never saw, and its clips are judged. Writes report.html.
 Interrupted, it goes on where it was when started again.
 
-  --minutes X      time to take, sampling included [8]
+  --minutes X      time to take, sampling included [5; 4 with --from-scratch]
   --blocks N       new blocks, by insertion [0: the language branch alone]
   --steps N        training steps instead of those that fit the time
   --batch-size N   clips of a training step [16, or the preset's]
@@ -55,7 +55,7 @@ export async function run(args: string[]): Promise<number> {
     "from-scratch"?: boolean;
     compare?: boolean;
   };
-  const { minutes = 8, seed = 42, steps, clips, out, adapter } = given;
+  const { minutes = given["from-scratch"] ? 4 : 5, seed = 42, steps, clips, out, adapter } = given;
   const { "batch-size": batchSize, "sample-steps": sampleSteps } = given;
   for (const [name, count] of Object.entries({ steps, clips, "batch-size": batchSize, "sample-steps": sampleSteps }))
     if (count === 0) throw new ConfigError(`start: --${name} must be 1 or more: got 0`);
