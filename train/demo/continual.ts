@@ -27,7 +27,7 @@ import { gatesOf, stepFlops } from "./measure.js";
 import { BATCH, CLIPS, type DemoOptions, Stage, samplingOf } from "./stage.js";
 
 /** Share of the time for training and sampling; the rest is for start-up, measuring, judging and writing. */
-const WORK = 0.86;
+const WORK = 0.8;
 /** More steps than these no longer show in the clips. */
 const MOST = 375;
 /** Fewer teach nothing. */

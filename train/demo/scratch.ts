@@ -72,7 +72,7 @@ async function choose(engine: Engine, out: string, options: DemoOptions): Promis
       // The smallest does not fit either: the time decides how far it gets.
       if (preset === PRESETS.at(-1)) {
         const steps = Math.max(Math.ceil(preset.steps * LEAST), Math.floor(seconds / each));
-        const note = `This adapter is too slow for the smallest demonstration in ${duration(whole)}: it trains ${steps} of ${preset.steps} steps, so clips will be rough. Use --minutes to give it more time.`;
+        const note = `This adapter is too slow for the smallest demonstration in ${duration(whole)}: it trains ${steps} of ${preset.steps} steps, so clips may be rough. Use --minutes to give it more time.`;
         return { preset: preset.name, config: configOf(preset, out, options, steps), notes: [note] };
       }
       const fits = PRESETS[at + 1];
