@@ -51,7 +51,8 @@ run(); // compiles what has not run yet
 const { launches, kernels } = await inspect.trace(engine, run);
 const us = (t?: number) => (t === undefined ? "not timed" : `${t.toFixed(0)} µs`);
 console.log(`\n${launches.length} launches; those of blocks.0.attn:`);
-for (const l of launches.filter((l) => /^blocks\.0\.attn(\.|$)/.test(l.module)))
+const spatial = launches.filter((l) => /^blocks\.0\.attn(\.|$)/.test(l.module));
+for (const l of spatial)
   console.log(
     `  ${l.module.padEnd(20)} ${l.kernel.padEnd(24)} ${l.workgroups.join(" x ").padEnd(12)} ${us(l.us).padStart(9)}  ${l.bytes} bytes`,
   );
@@ -63,5 +64,7 @@ console.log(
 );
 
 console.log("\nthe WGSL that computed that attention begins:\n");
-console.log(inspect.source("attention.forward").split("\n").slice(0, 24).join("\n"));
+// Which of its kernels attention takes depends on the adapter.
+const { kernel } = spatial.find((l) => l.kernel.startsWith("attention"))!;
+console.log(inspect.source(kernel).split("\n").slice(0, 24).join("\n"));
 engine.destroy();
