@@ -43,6 +43,8 @@ export interface EngineOptions {
   eager?: boolean;
   /** Features that the program cannot do without, such as "shader-f16". */
   features?: GPUFeatureName[];
+  /** Features to leave alone although the adapter has them, such as "subgroups". */
+  without?: GPUFeatureName[];
 }
 
 /** Nested arrays of numbers. */
@@ -535,11 +537,12 @@ function* tensorsIn(value: unknown): Generator<Tensor> {
  * @throws NoAdapterError with the fix for this platform; FeatureError when a wanted feature is missing
  */
 export async function createEngine(options: EngineOptions = {}): Promise<Engine> {
-  checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "dry", "eager", "features"]);
+  checkOptions("createEngine", options, ["adapter", "power", "budget", "seed", "dry", "eager", "features", "without"]);
   const { device, info, release } = await requestDevice({
     adapter: options.adapter,
     power: options.power,
     features: options.features,
+    without: options.without,
   });
   const { seed = 0, budget = Number.POSITIVE_INFINITY, eager = false, dry = false } = options;
   const engine = new Engine(device, info, seed, { budget, eager, dry }, { wait: (p) => platform.wait(p), release });

@@ -16,6 +16,8 @@ export interface DeviceOptions {
   power?: GPUPowerPreference;
   /** Features that must be there; without this, useful ones are taken where offered and none is required. */
   features?: readonly GPUFeatureName[];
+  /** Features to leave alone although they are offered: to see what an adapter without them would do. */
+  without?: readonly GPUFeatureName[];
 }
 
 /** What is known of the adapter that was taken. */
@@ -80,8 +82,13 @@ const LIMITS = [
  * @throws FeatureError when the adapter lacks a feature that `features` names.
  */
 export async function requestDevice(options: DeviceOptions = {}): Promise<DeviceHandle> {
-  checkOptions("requestDevice", options, ["adapter", "power", "features"]);
-  const { power = "high-performance", features = [] } = options;
+  checkOptions("requestDevice", options, ["adapter", "power", "features", "without"]);
+  const { power = "high-performance", features = [], without = [] } = options;
+  const both = features.filter((feature) => without.includes(feature));
+  if (both.length)
+    throw new ConfigError(
+      `requestDevice: ${both.join(", ")} cannot be both needed ("features") and left alone ("without")`,
+    );
   if (power !== "high-performance" && power !== "low-power")
     throw new ConfigError(`requestDevice: unknown power "${power}" ("high-performance", "low-power")`);
   const adapter = (options.adapter ?? platform.env("ESPALIER_ADAPTER"))?.trim() || undefined;
@@ -97,7 +104,7 @@ export async function requestDevice(options: DeviceOptions = {}): Promise<Device
     const missing = features.filter((feature) => !candidate.adapter.features.has(feature));
     if (missing.length > 0) throw missingFeature(missing, info, candidate.adapter);
     try {
-      return await open(candidate, info, features);
+      return await open(candidate, info, features, without);
     } catch (cause) {
       refusals.push(`${info.name} gave no device (${cause instanceof Error ? cause.message : cause})`);
     }
@@ -107,9 +114,14 @@ export async function requestDevice(options: DeviceOptions = {}): Promise<Device
   throw new NoAdapterError(`adapter: ${wanted}: ${found}. ${platform.noAdapterAdvice(query.adapter)}`);
 }
 
-async function open(candidate: Candidate, info: DeviceInfo, wanted: readonly GPUFeatureName[]): Promise<DeviceHandle> {
+async function open(
+  candidate: Candidate,
+  info: DeviceInfo,
+  wanted: readonly GPUFeatureName[],
+  without: readonly GPUFeatureName[],
+): Promise<DeviceHandle> {
   const { adapter, languageFeatures } = candidate;
-  const offered = OPTIONAL_FEATURES.filter((feature) => adapter.features.has(feature));
+  const offered = OPTIONAL_FEATURES.filter((feature) => adapter.features.has(feature) && !without.includes(feature));
   const requiredLimits: Record<string, number> = {};
   for (const limit of LIMITS) {
     const value = (adapter.limits as unknown as Record<string, number | undefined>)[limit];

@@ -50,6 +50,17 @@ test("the best adapter is taken and described", async () => {
   assert.is((await device.lost).reason, "destroyed");
 });
 
+test("features can be left alone, but not be needed as well", async () => {
+  const { device, features, release } = await requestDevice({ without: ["subgroups", "shader-f16"] });
+  for (const feature of ["subgroups", "shader-f16"] as const) {
+    assert.not.ok(features.has(feature));
+    assert.not.ok(device.features.has(feature));
+  }
+  release();
+  const error = await requestDevice({ features: ["subgroups"], without: ["subgroups"] }).catch((e: Error) => e);
+  assert.match((error as Error).message, /subgroups cannot be both needed \("features"\) and left alone/);
+});
+
 test("the adapter's own limits are asked for", async () => {
   const { adapter, limits, release } = await requestDevice();
   assert.is(limits.maxStorageBufferBindingSize, adapter.limits.maxStorageBufferBindingSize);
