@@ -25,6 +25,8 @@ const test = suite("tune");
 const before = process.env.XDG_CACHE_HOME;
 const cache = mkdtempSync(join(tmpdir(), "espalier-"));
 process.env.XDG_CACHE_HOME = cache;
+// Tests run with the cache off; these are about it.
+delete process.env.ESPALIER_TUNING;
 const engine = await createEngine();
 
 /** The file in which the last winners lie. */
