@@ -54,8 +54,8 @@ const WHOLE_HEADS = { lanes: 16, rows: 32 } as const;
 /** Columns that `tiles` keeps in registers at most. */
 const TILE_COLUMNS = 128;
 const TILE_ROWS = 64;
-/** Multiply-adds below which `rows`, seconds to compile on SwiftShader, is not worth it. */
-const LITTLE = 1 << 21;
+/** Multiply-adds of one head below which `rows`, seconds to compile on SwiftShader, is not worth it. */
+const LITTLE = 1 << 12;
 /** f32 of workgroup memory that `tiles` may fill: 16 KiB. */
 const TILE_ELEMENTS = 4096;
 
@@ -78,7 +78,7 @@ const isWide = (engine: Engine): boolean => engine.kind === "software" && subgro
 export const attentionVariantsOf = (engine: Engine): AttentionVariant[] =>
   attentionVariants.filter((v) => (v === "lanes" ? subgroup(engine) !== undefined : v !== "rows" || !isWide(engine)));
 
-function choose(engine: Engine, { lead, q, k, v, variant }: Attention, operands: readonly Tensor[]): AttentionVariant {
+function choose(engine: Engine, { q, k, v, variant }: Attention, operands: readonly Tensor[]): AttentionVariant {
   const [d, e] = [q.shape.at(-1)!, v.shape.at(-1)!];
   const fours = e > 0 && operands.every(isFours);
   const fits: Record<AttentionVariant, boolean> = {
@@ -98,8 +98,9 @@ function choose(engine: Engine, { lead, q, k, v, variant }: Attention, operands:
       );
     return variant;
   }
-  // Where there is little to do, the kernels that are long to compile would never earn it back.
-  const work = sizeOf(lead) * q.shape.at(-3)! * q.shape.at(-2)! * k.shape.at(-2)! * (d + e);
+  // Where there is little to do, the kernels that are long to compile would never earn it back. How many heads there are
+  // must not decide: a batch and its parts get equal bits.
+  const work = q.shape.at(-2)! * k.shape.at(-2)! * (d + e);
   if (engine.kind === "software" && !isWide(engine) && work < LITTLE) return "naive";
   // Tiles would compile for minutes on a software adapter. Vectors of 4, SwiftShader's, are too narrow for lanes.
   const best = engine.kind !== "software" ? "tiles" : isWide(engine) ? "lanes" : "rows";

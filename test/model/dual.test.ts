@@ -69,7 +69,7 @@ test("one gate a head: each head times its gate before the projection, whose bia
 });
 
 test("gates of three shapes: gradients as central differences", async () => {
-  const STEP = 2 ** -6;
+  const STEP = 2 ** -5;
   for (const [gate, count] of [
     ["scalar", 1],
     ["head", 2],
