@@ -1,4 +1,5 @@
 import source from "../../shaders/norm.wgsl";
+import lanesSource from "../../shaders/norm_lanes.wgsl";
 import { nothingFollows } from "../compile/anchor.js";
 import type { Rows } from "../compile/meaning.js";
 import { checkOptions, EspalierError, ShapeError } from "../errors.js";
@@ -6,11 +7,15 @@ import { kernel } from "../kernel.js";
 import { type Backward, needFloat, op, sameDType } from "../op.js";
 import { type Shape, sameShape, show, sizeOf } from "../shape.js";
 import type { Tensor } from "../tensor.js";
+import { hasLanes, LANES } from "./gemm.js";
 import { launchReduce } from "./reduction.js";
 
-/** A way to the result: one launch with an invocation or a workgroup a row, or `split` invocations a row in several. */
+/**
+ * A way to the result: one launch with an invocation, a subgroup or a workgroup a row, or `split` invocations a row in
+ * several.
+ */
 export interface NormWay {
-  variant: "rows" | "group" | "shares";
+  variant: "rows" | "lanes" | "group" | "shares";
   split: number;
 }
 
@@ -23,8 +28,15 @@ interface Layout {
   inner: number;
 }
 
-function wayFor(x: Tensor, { rows, n }: Layout): NormWay {
+/** Shorter rows are read faster by an invocation each. */
+const LANE_WIDTH = 256;
+/** Rows that a subgroup takes one after the other, so that workgroups are few. */
+const LANE_ROWS = 8;
+
+function wayFor(x: Tensor, { rows, n, groups, inner }: Layout): NormWay {
   const fits = n % 4 === 0;
+  if (fits && n >= LANE_WIDTH && groups === 1 && inner === 1 && hasLanes(x.engine))
+    return { variant: "lanes", split: 1 };
   const isSoftware = x.engine.kind === "software";
   // Enough invocations for all cores, enough work for each to pay for two more launches.
   const split = Math.max(
@@ -89,6 +101,23 @@ const rowsOf = (y: Tensor, { rows, n }: Layout, keep: string): Rows | undefined 
     op: y.op,
   };
 
+/** A launch of norm_lanes.wgsl. */
+function launchLanes(
+  entry: "rows" | "rows_dx",
+  tensors: Record<string, Tensor>,
+  layout: Layout,
+  { center, weight, bias }: Setting,
+  eps: number,
+): void {
+  const { rows, n } = layout;
+  const { x4: x, y4: y, dx4: dx } = tensors;
+  const affine = (weight ? 1 : 0) + (bias ? 2 : 0);
+  const settings = { T: x.dtype, CENTER: center ? 1 : 0, AFFINE: affine, LANES, ROWS: LANE_ROWS };
+  const meaning = entry === "rows" ? rowsOf(y, layout, "keep") : rowsOf(dx, layout, "keep_dx");
+  const k = kernel("norm_lanes", lanesSource, entry, settings);
+  x.engine.launch(k, tensors, { rows, n, eps, ...nothingFollows }, Math.ceil(rows / LANE_ROWS), meaning);
+}
+
 /** Records y, and each row's mean and rstd into stats [rows, 2]. */
 function launchForward(
   x: Tensor,
@@ -105,7 +134,8 @@ function launchForward(
   if (variant === "rows") {
     const meaning = rowsOf(y, layout, "keep");
     launch("rows", { x4: x, weight, bias, y4: y, stats }, rows, { eps, meaning });
-  } else if (variant === "group") launch("group", { x, weight, bias, y, stats }, rows, { eps });
+  } else if (variant === "lanes") launchLanes("rows", { x4: x, weight, bias, y4: y, stats }, layout, setting, eps);
+  else if (variant === "group") launch("group", { x, weight, bias, y, stats }, rows, { eps });
   else {
     const shares = x.engine.empty([rows, split, 2], "f32", "norm");
     const four = n % 4 === 0;
@@ -132,7 +162,9 @@ function launchBackward(
   if (variant === "rows") {
     const meaning = rowsOf(dx, layout, "keep_dx");
     launch("rows_dx", { x4: x, weight, dy4: dy, dx4: dx, known }, rows, { meaning });
-  } else if (variant === "group") launch("group_dx", { x, weight, dy, dx, known }, rows);
+  } else if (variant === "lanes")
+    launchLanes("rows_dx", { x4: x, weight, dy4: dy, dx4: dx, known }, layout, { ...setting, bias: undefined }, 0);
+  else if (variant === "group") launch("group_dx", { x, weight, dy, dx, known }, rows);
   else {
     const shares = x.engine.empty([rows, split, 2], "f32", "norm backward");
     const means = x.engine.empty([rows, 2], "f32", "norm backward");
