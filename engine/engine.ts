@@ -20,6 +20,7 @@ import { Memory, type MemoryReport, megabytes, type Owner } from "./memory.js";
 import { add, contiguous } from "./ops/elementwise.js";
 import { sumTo } from "./ops/reduce.js";
 import { addTo } from "./ops/update.js";
+import { isPlain } from "./plain.js";
 import { type Bound, type Limits, Queue } from "./queue.js";
 import { Key } from "./random/key.js";
 import { checkShape, denseStrides, type Shape, show, sizeOf } from "./shape.js";
@@ -343,7 +344,8 @@ export class Engine {
     this.queue.launch({ kernel: k, bound, tensors: given, params, groups: grid, label: this.modulePath, meaning });
   }
 
-  private fold(count: number): [number, number, number] {
+  /** Workgroups in one axis, or in two where that would be too long. */
+  fold(count: number): [number, number, number] {
     const most = this.queue.limits.maxComputeWorkgroupsPerDimension;
     if (count <= most) return [count, 1, 1];
     const x = Math.ceil(Math.sqrt(count));
@@ -524,12 +526,7 @@ export class Engine {
 function* tensorsIn(value: unknown): Generator<Tensor> {
   if (value instanceof Tensor) yield value;
   else if (Array.isArray(value)) for (const v of value) yield* tensorsIn(v);
-  else if (
-    value &&
-    typeof value === "object" &&
-    (Object.getPrototypeOf(value) === Object.prototype || Object.getPrototypeOf(value) === null)
-  )
-    for (const v of Object.values(value)) yield* tensorsIn(v);
+  else if (isPlain(value)) for (const v of Object.values(value)) yield* tensorsIn(v);
 }
 
 /**

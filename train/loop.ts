@@ -27,7 +27,7 @@ import { checkSameRun, exportModel, learnersOf, restoreState, saveState, type Tr
 import { trainStep, uploadBatch } from "./step.js";
 import { EventLog } from "./tfevents.js";
 
-export { batchLoss, lossOf } from "./step.js";
+export { lossOf } from "./step.js";
 
 /** Steps in a row whose loss is no number before a run gives up: single ones are skipped by the optimizer. */
 const PATIENCE = 20;

@@ -64,10 +64,6 @@ function lossAt({ model, codec, objective }: Setup, given: BatchTensors, key: Ke
   return objective.loss(output, sample).loss; // []
 }
 
-/** The loss of one batch, []; noise is drawn with `key`. */
-export const batchLoss = (setup: Setup, batch: Batch, key: Key): Tensor =>
-  lossAt(setup, uploadBatch(setup, batch), key); // []
-
 /** The losses of batches, compiled, without gradients; dispose it at the end. */
 export const evalStep = (setup: Setup): Compiled<[batch: BatchTensors, key: Key], Tensor> => {
   const { engine }: { engine: Engine } = setup.model;

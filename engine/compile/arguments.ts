@@ -1,4 +1,5 @@
 import { EspalierError } from "../errors.js";
+import { isPlain } from "../plain.js";
 import { Key } from "../random/key.js";
 import { show } from "../shape.js";
 import { Tensor } from "../tensor.js";
@@ -18,11 +19,6 @@ const nameOf = (value: object): number => {
   if (known !== undefined) return known;
   names.set(value, named);
   return named++;
-};
-
-const isPlain = (value: object): value is Record<string, unknown> => {
-  const prototype = Object.getPrototypeOf(value);
-  return prototype === Object.prototype || prototype === null;
 };
 
 /** Parameters are told apart by what they are, other tensors by shape, type and whether one is given twice. */
@@ -69,6 +65,6 @@ export function replace(value: unknown, tensor: (t: Tensor) => Tensor, key: (k: 
   if (value instanceof Tensor) return value.requiresGrad ? value : tensor(value);
   if (value instanceof Key) return key(value);
   if (Array.isArray(value)) return value.map((v) => replace(v, tensor, key));
-  if (typeof value !== "object" || value === null || !isPlain(value)) return value;
+  if (!isPlain(value)) return value;
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, replace(v, tensor, key)]));
 }

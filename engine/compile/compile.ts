@@ -1,9 +1,10 @@
 import type { Engine } from "../engine.js";
 import { EspalierError } from "../errors.js";
+import { isPlain } from "../plain.js";
 import { Key } from "../random/key.js";
 import { Tensor } from "../tensor.js";
 import { flatten, replace } from "./arguments.js";
-import { type Ends, inputSpot, Plan, spotOf } from "./plan.js";
+import { type Ends, Plan, spotOf } from "./plan.js";
 import { Trace } from "./trace.js";
 
 /** Plans that one function keeps; the oldest goes first. */
@@ -39,7 +40,7 @@ function templateOf(value: unknown, outputs: Tensor[]): Template {
     const items = value.map((v) => templateOf(v, outputs));
     return (tensors) => items.map((item) => item(tensors));
   }
-  if (value && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) {
+  if (isPlain(value)) {
     const items = Object.entries(value).map(([k, v]) => [k, templateOf(v, outputs)] as const);
     return (tensors) => Object.fromEntries(items.map(([k, item]) => [k, item(tensors)]));
   }
@@ -53,7 +54,6 @@ function templateOf(value: unknown, outputs: Tensor[]): Template {
 function trace(engine: Engine, f: (...args: never[]) => unknown, args: readonly unknown[]): Entry {
   const recorder = new Trace(engine);
   const keys: Entry["keys"] = [];
-  const inputs: Ends["inputs"][number][] = [];
   const made: Tensor[] = [];
   const given: Tensor[] = [];
   const { ends, result } = recorder.run(() => {
@@ -85,8 +85,7 @@ function trace(engine: Engine, f: (...args: never[]) => unknown, args: readonly 
         "compile: the function returns a tensor that could still be differentiated; call backward() inside, or return it with detach().",
       );
     if (engine.tape.entries.length > mark) engine.tape.truncate(mark);
-    for (const t of made) inputs.push(inputSpot(t.storage, t));
-    const ends: Ends = { inputs, outputs: dense.map(spotOf) };
+    const ends: Ends = { inputs: made.map(spotOf), outputs: dense.map(spotOf) };
     for (const t of [...made, ...dense]) t.dispose();
     return { ends, result };
   });

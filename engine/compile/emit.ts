@@ -193,20 +193,13 @@ export function launchOf(engine: Engine, group: Group, layout: Layout, outputs: 
     ...loads.map(({ storage }) => ({ storage, offset: 0, size: storage.bytes })),
     ...outputs.map(({ to }) => to),
   ];
-  const x = Math.min(count, engine.limits.maxComputeWorkgroupsPerDimension);
   return {
     kernel,
     bound,
     tensors: seenBy(group, layout, outputs),
     params,
-    groups: count > x ? folded(count, x) : [count, 1, 1],
+    groups: engine.fold(count),
     label: group.members[group.members.length - 1].label,
     parts: partsOf(group),
   };
-}
-
-/** Workgroups in two axes where one would be too long. */
-function folded(count: number, most: number): [number, number, number] {
-  const x = Math.min(most, Math.ceil(Math.sqrt(count)));
-  return [x, Math.ceil(count / x), 1];
 }

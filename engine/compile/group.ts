@@ -48,13 +48,7 @@ export class Group {
     private readonly limits: Limits,
   ) {
     this.size = sizeOf(first.meaning.shape);
-    this.add(first);
-  }
-
-  private add(m: Member): void {
-    this.writes.set(m.meaning.y.storage, this.members.length);
-    this.members.push(m);
-    for (const { storage } of m.meaning.operands) if (!this.writes.has(storage)) this.reads.add(storage);
+    this.join(first);
   }
 
   get sum(): Sum | undefined {
@@ -165,6 +159,8 @@ export class Group {
 
   /** Takes in a member that it accepts. */
   join(m: Member): void {
-    this.add(m);
+    this.writes.set(m.meaning.y.storage, this.members.length);
+    this.members.push(m);
+    for (const { storage } of m.meaning.operands) if (!this.writes.has(storage)) this.reads.add(storage);
   }
 }

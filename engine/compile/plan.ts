@@ -2,7 +2,7 @@ import { bytesOf, type DType } from "../dtype.js";
 import type { Engine } from "../engine.js";
 import type { Storage } from "../memory.js";
 import type { Bound, Program, Step } from "../queue.js";
-import { denseStrides, type Shape, sizeOf } from "../shape.js";
+import { type Shape, sizeOf } from "../shape.js";
 import { Tensor } from "../tensor.js";
 import { fill, hold } from "./constants.js";
 import { withoutDead } from "./dead.js";
@@ -228,12 +228,3 @@ export class Plan {
     this.uniforms?.destroy();
   }
 }
-
-/** A dense place of its own for an input of this shape. */
-export const inputSpot = (storage: Storage, { shape, dtype }: Tensor): Spot => ({
-  storage,
-  shape,
-  strides: denseStrides(shape),
-  offset: 0,
-  dtype,
-});
